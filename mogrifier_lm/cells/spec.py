@@ -1,0 +1,129 @@
+"""What one recurrent layer is made of: names, shapes and initial values of its parameters.
+
+One description serves the layers of the language model, `MogrifierLSTM` and the solver for a
+parameter budget, which needs the shapes alone.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mogrifier_lm.kernels.recurrence.reference import STEPS, Round, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSpec:
+    """One layer: an LSTM, mLSTM or RLSTM with `rounds` rounds of mogrification in front.
+
+    `rank` None means full-rank round matrices, else W = left @ right with inner size `rank`.
+    `share_rounds` uses one matrix for all odd rounds and one for all even rounds.
+
+    Raises:
+        ValueError: a size below 1, negative rounds, an unknown cell, or a rank above the
+            smaller of input and hidden size.
+    """
+
+    input_size: int
+    hidden_size: int
+    cell: str = "lstm"
+    rounds: int = 0
+    rank: int | None = None
+    share_rounds: bool = False
+    zigzag: bool = True
+    round_bias: bool = True
+    cap_input_gate: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.cell not in STEPS:
+            raise ValueError(f"cell is {self.cell!r}, it must be one of {', '.join(STEPS)}")
+        if self.rounds < 0:
+            raise ValueError(f"rounds is {self.rounds}, it must be at least 0")
+        largest = min(self.input_size, self.hidden_size)
+        if self.rank is not None and not 1 <= self.rank <= largest:
+            raise ValueError(
+                f"rank is {self.rank}, it must lie between 1 and {largest}, the smaller of input "
+                f"size {self.input_size} and hidden size {self.hidden_size} (null means full rank)"
+            )
+
+    def round_index(self, i: int) -> int:
+        """Which matrix round i (from 1) uses: its own, or with sharing 1 (odd) or 2 (even)."""
+        return (i - 1) % 2 + 1 if self.share_rounds else i
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name → shape, in a fixed order."""
+        n_in, n = self.input_size, self.hidden_size
+        rows_ih, rows_hh = (2 * n, 3 * n) if self.cell == "rlstm" else (4 * n, 4 * n)
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows_ih, n_in), "weight_hh": (rows_hh, n)}
+        if self.bias:
+            shapes["bias"] = (4 * n,)
+        if self.cell == "mlstm":
+            shapes |= {"weight_mx": (n, n_in), "weight_mh": (n, n)}
+        if self.cell == "rlstm":
+            shapes |= {"weight_fu": (n, n), "weight_oc": (n, n)}
+        for i in sorted({self.round_index(i) for i in range(1, self.rounds + 1)}):
+            target, source = (n_in, n) if i % 2 else (n, n_in)
+            if self.rank is None:
+                shapes[f"round{i}_weight"] = (target, source)
+            else:
+                shapes[f"round{i}_left"] = (target, self.rank)
+                shapes[f"round{i}_right"] = (self.rank, source)
+            if self.round_bias:
+                shapes[f"round{i}_bias"] = (target,)
+        return shapes
+
+    def num_params(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes().values())
+
+    @torch.no_grad()
+    def init_(self, name: str, parameter: Tensor) -> None:
+        """Initial value, in place: torch.nn.LSTM's uniform for the cell; for the rounds LAMB's.
+
+        Round matrices start as truncated normals that keep each gate near 1: std
+        sqrt(1.3 / fan_in) at full rank, (1 / (fan_in k))^(1/4) for each low-rank factor (fan_in
+        of the whole matrix); round biases at 0.
+        """
+        if not name.startswith("round"):
+            bound = 1 / math.sqrt(self.hidden_size)
+            parameter.uniform_(-bound, bound)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            odd = int(name.removeprefix("round").split("_")[0]) % 2
+            fan_in = self.hidden_size if odd else self.input_size
+            std = (
+                math.sqrt(1.3 / fan_in)
+                if self.rank is None
+                else (1 / (fan_in * self.rank)) ** 0.25
+            )
+            torch.nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+
+    def weights(self, parameters: Mapping[str, Tensor]) -> Weights:
+        """The kernel's arguments out of named parameters."""
+        rounds = []
+        for i in range(1, self.rounds + 1):
+            k = self.round_index(i)
+            weight = f"round{k}_weight" if self.rank is None else f"round{k}_left"
+            rounds.append(
+                Round(
+                    parameters[weight],
+                    parameters.get(f"round{k}_right"),
+                    parameters.get(f"round{k}_bias"),
+                )
+            )
+        return Weights(
+            ih=parameters["weight_ih"],
+            hh=parameters["weight_hh"],
+            bias=parameters.get("bias"),
+            rounds=tuple(rounds),
+            mx=parameters.get("weight_mx"),
+            mh=parameters.get("weight_mh"),
+            fu=parameters.get("weight_fu"),
+            oc=parameters.get("weight_oc"),
+        )

@@ -1,0 +1,285 @@
+"""Every option of the project: type, default, unit, range and what it does, in one place.
+
+The yaml files under configs/ hold values only; these dataclasses say which keys there are. Hydra
+checks types against them; `validate` turns a composed config into these objects and checks the
+rest. Nothing below `run` sees Hydra or OmegaConf.
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from mogrifier_lm.errors import UserError
+
+if TYPE_CHECKING:  # used in `validate` alone, so that the package works without Hydra
+    from omegaconf import DictConfig
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    least: float | None = None,
+    below: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with its documentation and its range: least <= value < below."""
+    metadata = {"doc": doc, "least": least, "below": below, "above": above, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """Published sizes of a corpus; tokens with one <eos> a line. A mismatch is warned of."""
+
+    types: int = option(0, "vocabulary size with <eos>", least=1)
+    train: int = option(0, "training tokens", least=1)
+    valid: int = option(0, "validation tokens", least=1)
+    test: int = option(0, "test tokens", least=1)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    name: str = option("synthetic", "a label for files and tables; `synthetic` is generated")
+    dir: str | None = option(
+        None, "folder with train.txt, valid.txt and test.txt; takes the place of the hub"
+    )
+    folder: str | None = option(None, "folder looked for below $MOGRIFIER_LM_DATA before the hub")
+    hub_path: str | None = option(None, "name of the data set for `datasets.load_dataset`")
+    hub_name: str | None = option(None, "its configuration")
+    hub_revision: str | None = option(None, "its branch, tag or commit")
+    hub_column: str = option("text", "its column that holds the lines")
+    expected: Counts | None = option(None, "published counts, checked when the text is read")
+    cache_dir: str | None = option(
+        None, "token arrays are kept here; default ~/.cache/mogrifier_lm (or $XDG_CACHE_HOME)"
+    )
+    seed: int = option(0, "of the synthetic language and its text", least=0)
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    name: str = option("word", "what a token is", choices=("word",))
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    cell: str = option("lstm", "the recurrence", choices=("lstm", "rlstm", "mlstm"))
+    rounds: int = option(5, "rounds of mogrification before each step; 0 is the plain cell", least=0)
+    rank: int | None = option(None, "inner size of the round matrices; null means full rank", least=1)
+    share_rounds: bool = option(False, "one matrix for all odd rounds and one for all even rounds")
+    zigzag: bool = option(True, "false: every round is conditioned on the original x and h")
+    round_bias: bool = option(True, "a bias in each round's gate (released code; not the paper)")
+    cap_input_gate: bool = option(True, "input gate at most 1 - f, as in the published results")
+    num_layers: int = option(2, "stacked recurrent layers", least=1)
+    hidden_size: int | None = option(None, "features of h; default 200 without num_params", least=1)
+    embedding_size: int | None = option(None, "features of the embedding; null: hidden_size", least=1)
+    num_params: float | None = option(
+        None, "a budget of parameters: solves for hidden_size, which must then be null", least=1
+    )
+    tie_embeddings: bool = option(True, "the output layer uses the embedding matrix")
+    skip_sum: bool = option(False, "the encoder's output is the sum of its layers' outputs")
+    backend: str = option("auto", "kernel of the recurrence: auto, or a name that benchmark.py lists")
+
+
+@dataclass(kw_only=True)
+class RegularizationConfig:
+    input_dropout: float = option(0.0, "rate on the embedding's output", least=0, below=1)
+    inter_layer_dropout: float = option(0.0, "rate between layers", least=0, below=1)
+    state_dropout: float = option(
+        0.0, "rate on the h that enters a step; one mask per window", least=0, below=1
+    )
+    output_dropout: float = option(0.0, "rate on the encoder's output", least=0, below=1)
+    per_step: bool = option(
+        False, "input, inter-layer and output masks drawn per time step, not one per window"
+    )
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    name: str = option("adam", "the rule", choices=("sgd", "adam", "adamw"))
+    lr: float = option(0.002, "learning rate, on the loss in mean nats per token", above=0)
+    beta1: float = option(0.9, "adam, adamw: decay of the gradient's mean", least=0, below=1)
+    beta2: float = option(0.999, "adam, adamw: decay of the squared gradient's mean", least=0, below=1)
+    eps: float = option(1e-8, "adam, adamw: added to the root of the mean square", above=0)
+    weight_decay: float = option(
+        0.0, "sgd, adam: L2 penalty inside the gradient, after clipping; adamw: decoupled", least=0
+    )
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    batch_size: int = option(20, "streams", least=1)
+    bptt: int = option(35, "window of truncated backpropagation, time steps", least=1)
+    max_epochs: int | None = option(None, "stop after so many passes over the text", least=1)
+    max_steps: int | None = option(None, "stop after so many windows", least=1)
+    max_minutes: float | None = option(None, "stop training after so many minutes", above=0)
+    clip: float | None = option(
+        0.25, "largest norm of the gradient of the mean nats per token; null: none", above=0
+    )
+    precision: str = option(
+        "fp32", "dtype of the matrix products; weights and state stay fp32", choices=("fp32", "bf16")
+    )
+    device: str = option("cpu", "cpu, cuda or cuda:N")
+    threads: int | None = option(None, "CPU threads; null: torch's choice", least=1)
+    valid_every: int | None = option(None, "steps between validations; null: each epoch", least=1)
+    valid_batch_size: int = option(
+        20, "streams of the validations while training (results are scored by `evaluators`)", least=1
+    )
+    lr_drop: float = option(
+        1.0, "factor on the learning rate when validation has not improved", above=0
+    )
+    lr_patience: int = option(0, "validations without improvement that are waited for", least=0)
+    early_stop: int | None = option(
+        None, "stop after so many validations without improvement", least=1
+    )
+    log_every: int = option(50, "steps between lines of metrics.jsonl", least=1)
+    checkpoint_minutes: float = option(
+        5.0, "longest time between checkpoints; one is written at each validation too", least=0
+    )
+
+
+@dataclass(kw_only=True)
+class StaticConfig:
+    batch_size: int = option(1, "streams; 1 carries the state over the whole split", least=1)
+    window: int = option(512, "time steps scored at once; changes speed, not the score", least=1)
+
+
+@dataclass(kw_only=True)
+class EvaluatorsConfig:
+    static: StaticConfig | None = option(None, "the trained weights, state carried")
+
+
+@dataclass(kw_only=True)
+class TrackerConfig:
+    name: str = option("wandb", "where curves are sent beside the run's files", choices=("wandb", "none"))
+    mode: str = option(
+        "auto",
+        "auto is online where an account is configured, offline elsewhere",
+        choices=("auto", "online", "offline", "disabled"),
+    )
+    project: str = option("mogrifier_lm", "W&B project")
+    entity: str | None = option(None, "W&B account or team; null: the account's default")
+    group: str | None = option(None, "W&B group; null: the sweep's folder in a multirun")
+    run_name: str | None = option(None, "W&B display name; null: made of the overrides")
+    tags: list[str] = field(default_factory=list, metadata={"doc": "W&B tags"})
+
+
+@dataclass(kw_only=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluators: EvaluatorsConfig = field(default_factory=EvaluatorsConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    seed: int = option(1, "of the initial weights and the dropout masks", least=0)
+    debug: bool = option(False, "show the traceback of an error")
+    resume: str | None = option(None, "folder of a run to go on with")
+
+
+SCHEMAS = {
+    cls.__name__: cls
+    for cls in (
+        Counts,
+        DataConfig,
+        TokenizerConfig,
+        ModelConfig,
+        RegularizationConfig,
+        OptimizerConfig,
+        TrainerConfig,
+        StaticConfig,
+        EvaluatorsConfig,
+        TrackerConfig,
+        Config,
+    )
+}
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """«, did you mean X?» where a known key is near, else the list of keys."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+
+
+def unknown_key(path: str, schema: type) -> UserError:
+    """The error for a key that `schema` does not have; `path` is dotted, from the root."""
+    prefix, _, key = path.rpartition(".")
+    known = [f"{prefix}.{f.name}" if prefix else f.name for f in dataclasses.fields(schema)]
+    return UserError(f"unknown key {path}; {nearest(path, known)}")
+
+
+def _schema_of(hint: Any) -> type | None:
+    """The dataclass in `X` or `X | None`."""
+    for candidate in (hint, *get_args(hint)):
+        if dataclasses.is_dataclass(candidate):
+            return candidate if isinstance(candidate, type) else None
+    return None
+
+
+def _check_keys(node: "DictConfig", schema: type, path: str = "") -> None:
+    from omegaconf import DictConfig
+
+    hints = get_type_hints(schema)
+    for key in node:
+        where = f"{path}{key}"
+        if key not in hints:
+            raise unknown_key(where, schema)
+        child_schema = _schema_of(hints[str(key)])
+        child = node._get_node(key)
+        if child_schema is not None and isinstance(child, DictConfig) and not child._is_none():
+            _check_keys(child, child_schema, f"{where}.")
+
+
+def _check_ranges(config: Any, path: str = "") -> None:
+    for f in dataclasses.fields(config):
+        value, where, meta = getattr(config, f.name), f"{path}{f.name}", f.metadata
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, f"{where}.")
+            continue
+        if value is None or not meta:
+            continue
+        if meta.get("choices") and value not in meta["choices"]:
+            hint = nearest(str(value), list(meta["choices"]))
+            raise UserError(f"{where} is {value!r}, it must be one of {', '.join(meta['choices'])}; {hint}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where} is {value}, it must be a finite number")
+        if meta.get("least") is not None and value < meta["least"]:
+            raise UserError(f"{where} is {value}, it must be at least {meta['least']}")
+        if meta.get("above") is not None and value <= meta["above"]:
+            raise UserError(f"{where} is {value}, it must be above {meta['above']}")
+        if meta.get("below") is not None and value >= meta["below"]:
+            raise UserError(f"{where} is {value}, it must be below {meta['below']}")
+
+
+def validate(node: "DictConfig") -> Config:
+    """The composed config as objects, every key known and every value in its range.
+
+    Raises:
+        UserError: naming the key, what it is and what it may be.
+    """
+    from omegaconf import OmegaConf
+
+    _check_keys(node, Config)
+    config = OmegaConf.to_object(node)
+    assert isinstance(config, Config)
+    _check_ranges(config)
+    model, trainer = config.model, config.trainer
+    if model.num_params is not None and model.hidden_size is not None:
+        raise UserError("model.num_params and model.hidden_size exclude each other: give one")
+    if model.num_params is None and model.hidden_size is None:
+        model.hidden_size = 200
+    if trainer.max_epochs is None and trainer.max_steps is None and trainer.max_minutes is None:
+        raise UserError(
+            "no end of training: give trainer.max_epochs, trainer.max_steps or trainer.max_minutes"
+        )
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dictionaries, as written to config.yaml."""
+    return dataclasses.asdict(config)

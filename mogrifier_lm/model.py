@@ -1,0 +1,159 @@
+"""The language model: embedding → stacked recurrent layers → tied softmax.
+
+Shape legend: T time steps, B streams, E embedding size, H hidden size, V vocabulary, N = T * B.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+
+from mogrifier_lm.cells import CellSpec, RecurrentLayer, State
+from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy, token_nats
+from mogrifier_lm.regularization import Masks
+
+States = list[State]
+
+
+def layer_specs(
+    embedding_size: int, hidden_size: int, num_layers: int, **options: object
+) -> list[CellSpec]:
+    """The specs of a stack; `options` are those of `CellSpec`."""
+    return [
+        CellSpec(
+            input_size=embedding_size if layer == 0 else hidden_size,
+            hidden_size=hidden_size,
+            **options,  # type: ignore[arg-type]
+        )
+        for layer in range(num_layers)
+    ]
+
+
+class LanguageModel(nn.Module):
+    """Predicts each token from those before it.
+
+    The softmax sees the encoder's output [N, H], projected to E where H and E differ and the
+    matrices are tied; logits = projected @ output_weight.T + output_bias.
+
+    Args:
+        vocab_size: V.
+        embedding_size: E.
+        specs: the recurrent layers, bottom first; the first takes E features.
+        tie_embeddings: the output layer uses the embedding matrix.
+        skip_sum: the encoder's output is the sum of the layers' outputs (of one size), not the
+            last one's.
+        backend: kernel of the recurrence.
+        device: where the parameters live.
+
+    Raises:
+        ValueError: layers that do not fit on each other.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_size: int,
+        specs: Sequence[CellSpec],
+        tie_embeddings: bool = True,
+        skip_sum: bool = False,
+        backend: str = "auto",
+        device: str = "cpu",
+    ) -> None:
+        super().__init__()
+        sizes = [embedding_size, *(spec.hidden_size for spec in specs)]
+        if any(spec.input_size != size for spec, size in zip(specs, sizes, strict=False)):
+            raise ValueError(f"layers do not fit on each other: {list(specs)}")
+        if skip_sum and len({spec.hidden_size for spec in specs}) > 1:
+            raise ValueError("skip_sum needs layers of one hidden size")
+        self.vocab_size, self.skip_sum = vocab_size, skip_sum
+        self.embedding_size, self.output_size = embedding_size, specs[-1].hidden_size
+        self.embedding_weight = nn.Parameter(torch.empty(vocab_size, embedding_size, device=device))
+        self.layers = nn.ModuleList(RecurrentLayer(spec, backend, device) for spec in specs)
+        self.projection = (
+            nn.Parameter(torch.empty(embedding_size, self.output_size, device=device))
+            if tie_embeddings and self.output_size != embedding_size
+            else None
+        )
+        self.output_weight_untied = (
+            None
+            if tie_embeddings
+            else nn.Parameter(torch.empty(vocab_size, self.output_size, device=device))
+        )
+        self.output_bias = nn.Parameter(torch.empty(vocab_size, device=device))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Embedding normal with std 1 / sqrt(E), as in LAMB: logits of order one when tied."""
+        self.embedding_weight.normal_(std=1 / math.sqrt(self.embedding_size))
+        for matrix in (self.projection, self.output_weight_untied):
+            if matrix is not None:
+                matrix.normal_(std=1 / math.sqrt(self.output_size))
+        self.output_bias.zero_()
+        for layer in self.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+
+    @property
+    def backend(self) -> str:
+        return str(self.layers[0].backend)
+
+    @property
+    def output_weight(self) -> Tensor:
+        untied = self.output_weight_untied
+        return self.embedding_weight if untied is None else untied
+
+    @property
+    def mask_sizes(self) -> tuple[int, list[int], int]:
+        """Features that `regularization.draw_masks` needs."""
+        hidden = [layer.spec.hidden_size for layer in self.layers]  # type: ignore[union-attr]
+        return self.embedding_size, hidden, self.output_size  # type: ignore[return-value]
+
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def zero_states(self, batch_size: int) -> States:
+        """(h, c) of zeros for every layer."""
+        return [layer.zero_state(batch_size) for layer in self.layers]  # type: ignore[operator]
+
+    def encode(
+        self, inputs_TB: Tensor, states: States, masks: Masks | None = None
+    ) -> tuple[Tensor, States]:
+        """Hidden vectors that the softmax sees, [N, E or H], and the states after the window."""
+        masks = masks or Masks()
+        x_TBE = embedding(inputs_TB, self.embedding_weight)
+        if masks.input is not None:
+            x_TBE = x_TBE * masks.input
+        outputs, new_states = [], []
+        x = x_TBE
+        for i, layer in enumerate(self.layers):
+            if i > 0 and masks.inter_layer and (mask := masks.inter_layer[i - 1]) is not None:
+                x = x * mask
+            x, state = layer(x, states[i], masks.state[i] if masks.state else None)
+            outputs.append(x)
+            new_states.append(state)
+        out_TBH = sum(outputs[1:], start=outputs[0]) if self.skip_sum else outputs[-1]
+        if masks.output is not None:
+            out_TBH = out_TBH * masks.output
+        out_NH = out_TBH.flatten(0, 1)
+        return out_NH if self.projection is None else linear(out_NH, self.projection), new_states
+
+    def loss(
+        self, inputs_TB: Tensor, targets_TB: Tensor, states: States, masks: Masks | None = None
+    ) -> tuple[Tensor, States]:
+        """Sum of -ln p over the targets, in nats (IGNORE counts nothing), and the new states."""
+        hidden, states = self.encode(inputs_TB, states, masks)
+        nats = linear_cross_entropy(
+            hidden, self.output_weight, self.output_bias, targets_TB.flatten()
+        )
+        return nats, states
+
+    @torch.no_grad()
+    def token_nats(
+        self, inputs_TB: Tensor, targets_TB: Tensor, states: States
+    ) -> tuple[Tensor, States]:
+        """-ln p of each target [T, B] float32, 0 where it is IGNORE, and the new states."""
+        hidden, states = self.encode(inputs_TB, states)
+        nats = token_nats(hidden, self.output_weight, self.output_bias, targets_TB.flatten())
+        return nats.view_as(targets_TB), states
