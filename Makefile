@@ -1,0 +1,21 @@
+# make train: a small model on the synthetic language. make test: the test suite.
+# Both make a virtual environment in .venv first, if there is none.
+PYTHON ?= python3
+
+.PHONY: train test lint
+train: .venv/installed
+	.venv/bin/python train.py
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.venv/installed: requirements.lock pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r requirements.lock
+	.venv/bin/pip install --quiet --no-deps --editable .
+	touch $@

@@ -1,0 +1,69 @@
+"""Checkpoints: tensors and plain values in one safetensors file, written whole or not at all.
+
+Nothing is pickled, so a file from a stranger cannot run code.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mogrifier_lm.errors import UserError
+
+if TYPE_CHECKING:
+    from mogrifier_lm.model import LanguageModel
+
+BEST = Path("checkpoints", "best", "model.safetensors")
+LAST = Path("checkpoints", "last", "state.safetensors")
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write under a temporary name, then rename: a kill at any moment leaves the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_suffix(".tmp")
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(contiguous, tmp, metadata={"values": json.dumps(values)})
+    os.replace(tmp, path)
+
+
+def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and values of a file that `save` wrote.
+
+    Raises:
+        UserError: no such file, or one that is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["values"])
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint {path}") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint {path} is damaged: {error}") from error
+
+
+def load_model(run_dir: str | Path, device: str = "cpu") -> "LanguageModel":
+    """The best model of a run, in evaluation of its validation perplexity.
+
+    Reads config.yaml, tokenizer.json and checkpoints/best; executes no code from them.
+
+    Args:
+        run_dir: the folder of a run.
+        device: where the parameters go.
+
+    Raises:
+        UserError: a folder that holds no finished validation, or a damaged file.
+    """
+    from mogrifier_lm.run import build_model, saved_config, saved_tokenizer
+
+    run_dir = Path(run_dir)
+    config = saved_config(run_dir)
+    model = build_model(config.model, len(saved_tokenizer(run_dir)), device)
+    tensors, _ = load(run_dir / BEST, device)
+    model.load_state_dict(tensors)
+    return model

@@ -1,0 +1,97 @@
+"""Where a run comes from: code, versions, machine, command. What provenance.json holds."""
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "datasets", "wandb", "sentencepiece",
+            "safetensors")  # fmt: skip
+MAX_DIFF = 2**20
+"""Bytes of `git diff HEAD` that are kept."""
+
+
+def collect(
+    repo: Path | None = None, *, device: Any, backend: str, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Describe this run in values that json can write. Takes less than half a second.
+
+    Args:
+        repo: a folder inside the checkout of the code; default: the one this package lies in.
+        device: what the run computes on, a torch.device or its name.
+        backend: of the recurrence, as chosen.
+        data: hashes of the data, kept as they are.
+
+    Returns:
+        The machine's name is left out on purpose. "git" is None outside a checkout (an installed
+        wheel) and where git is missing; versions of absent packages are None.
+    """
+    import torch
+
+    device = torch.device(device)
+    return {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "git": _git(repo or Path(__file__).parent),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
+        "cpu": {
+            "model": _cpu_model(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "backend": backend,
+        "data": dict(data),
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """[commit, branch (None when detached), dirty, diff] of the checkout that tracks the folder."""
+
+    def git(*arguments: str) -> bytes:
+        # Without optional locks, and so without disturbing a git command the user runs meanwhile.
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, check=True, timeout=10).stdout
+
+    try:
+        # A wheel may be installed below an unrelated checkout (its .venv): that is not our code.
+        if not git("ls-files", "--", "."):
+            return None
+        commit = git("rev-parse", "HEAD").decode().strip()
+        branch = git("rev-parse", "--abbrev-ref", "HEAD").decode().strip()
+        diff = git("diff", "--no-ext-diff", "--no-color", "HEAD")
+        status = git("status", "--porcelain")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    text = diff[:MAX_DIFF].decode(errors="replace")
+    if len(diff) > MAX_DIFF:
+        text += f"\n[cut: {len(diff)} bytes in all]\n"
+    return {
+        "commit": commit,
+        "branch": None if branch == "HEAD" else branch,
+        "dirty": bool(status.strip()),
+        "diff": text,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or None
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), None)

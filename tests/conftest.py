@@ -1,0 +1,62 @@
+"""What the tests share: a small text, a cache of their own, no accounts, no network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from mogrifier_lm import cli
+from mogrifier_lm.data.synthetic import SyntheticLanguage
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No W&B account or hub, whatever the machine of the tester has."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of about 3,000, 400 and 400 tokens of the synthetic language."""
+    folder = tmp_path_factory.mktemp("text")
+    language = SyntheticLanguage(seed=1)
+    for i, (split, size) in enumerate((("train", 3000), ("valid", 400), ("test", 400))):
+        lines = language.sample(size, seed=i)
+        (folder / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """The config that `python train.py OVERRIDES` would run."""
+    cli.register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIG_DIR)):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.fixture
+def small(text_dir: Path, cache_dir: Path) -> list[str]:
+    """Overrides of a run that takes a second."""
+    return [
+        "data=text",
+        f"data.dir={text_dir}",
+        f"data.cache_dir={cache_dir}",
+        "model.hidden_size=12",
+        "trainer.batch_size=4",
+        "trainer.bptt=10",
+        "trainer.max_steps=12",
+        "trainer.max_epochs=null",
+        "trainer.valid_every=5",
+        "trainer.log_every=2",
+        "tracker=none",
+    ]

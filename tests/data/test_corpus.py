@@ -1,0 +1,142 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mogrifier_lm.data import Corpus, Source, load_corpus
+from mogrifier_lm.errors import UserError
+from tests.conftest import ROOT, compose_config
+
+REAL = os.environ.get("MOGRIFIER_LM_DATA")
+needs_real_text = pytest.mark.skipif(not REAL, reason="MOGRIFIER_LM_DATA is not set")
+
+
+def write(folder: Path, **splits: str | bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    for split, text in splits.items():
+        raw = text.encode() if isinstance(text, str) else text
+        (folder / f"{split}.txt").write_bytes(raw)
+    return folder
+
+
+def load(folder: Path, cache: Path) -> Corpus:
+    return load_corpus(Source(name="text", dir=str(folder)), cache_dir=str(cache))
+
+
+def test_one_eos_ends_each_line_blank_lines_too(tmp_path: Path) -> None:
+    folder = write(tmp_path / "t", train=" a b \n \n a\n", valid="b", test="b a\r\n\n")
+    corpus = load(folder, tmp_path / "c")
+    decode = corpus.tokenizer.words.__getitem__
+    tokens = {name: [decode(i) for i in split.ids] for name, split in corpus.splits.items()}
+    assert tokens["train"] == ["a", "b", "<eos>", "<eos>", "a", "<eos>"]
+    assert tokens["valid"] == ["b", "<eos>"]
+    assert tokens["test"] == ["b", "a", "<eos>", "<eos>"]
+    train = corpus.splits["train"]
+    assert (train.words, train.bytes) == (6, len("a b\n\na\n"))
+
+
+def test_vocabulary_comes_from_training_text_by_falling_frequency(tmp_path: Path) -> None:
+    folder = write(tmp_path / "t", train="z z y y x\n", valid="x new\n", test="x\n")
+    corpus = load(folder, tmp_path / "c")
+    assert corpus.tokenizer.words == ["y", "z", "<eos>", "x", "<unk>"]
+    assert corpus.tokenizer.decode(corpus.splits["valid"].ids) == "x <unk> \n"
+
+
+def test_no_unk_is_added_where_none_is_needed(tmp_path: Path) -> None:
+    corpus = load(write(tmp_path / "t", train="a b\n", valid="a\n", test="b\n"), tmp_path / "c")
+    assert "<unk>" not in corpus.tokenizer.words
+
+
+def test_cache_follows_the_content_not_the_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path / "t", train="a b\n", valid="a\n", test="b\n")
+    first = load(folder, tmp_path / "c")
+    assert isinstance(load(folder, tmp_path / "c").splits["train"].ids, np.memmap)
+    write(folder, train="a b c\n")
+    second = load(folder, tmp_path / "c")
+    assert (len(first.tokenizer), len(second.tokenizer)) == (3, 4)
+    assert len(list((tmp_path / "c" / "tokens").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": "a\n", "valid": "a\n"}, r"no test.txt in .*t: a corpus is"),
+        ({"train": "", "valid": "a\n", "test": "a\n"}, "train.txt is empty"),
+        ({"train": " \n \n", "valid": "a\n", "test": "a\n"}, "train.txt is empty"),
+        (
+            {"train": b"good\nalso \xff bad\n", "valid": "a\n", "test": "a\n"},
+            r"train.txt is not UTF-8: byte 0xff at offset 10, line 2",
+        ),
+        ({"train": "a <eos>\n", "valid": "a\n", "test": "a\n"}, "train.txt, line 1 .*<eos>"),
+    ],
+)
+def test_bad_text_is_named(tmp_path: Path, splits: dict[str, str | bytes], message: str) -> None:
+    folder = write(tmp_path / "t", **splits)
+    with pytest.raises(UserError, match=message):
+        load(folder, tmp_path / "c")
+    assert not list((tmp_path / "c").glob("tokens/*/*.npy")), "a half-written cache entry is left"
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.dir: no folder .*nowhere"):
+        load(tmp_path / "nowhere", tmp_path / "c")
+
+
+def test_unreachable_hub_says_how_to_give_local_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOGRIFIER_LM_DATA", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with pytest.raises(UserError, match="cannot be had from the hub .*give data.dir=FOLDER"):
+        load_corpus(Source(name="x", hub_path="nobody/nothing"), cache_dir=str(tmp_path / "c"))
+
+
+def test_counts_that_differ_from_the_published_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write(tmp_path / "t", train="a b\n", valid="a\n", test="b\n")
+    source = Source(name="ptb", dir=str(folder), expected={"types": 3, "train": 929589})
+    load_corpus(source, cache_dir=str(tmp_path / "c"))
+    assert [r.getMessage() for r in caplog.records] == [
+        "ptb: 3 train tokens, published 929,589: perplexities do not compare with the literature's"
+    ]
+
+
+def test_local_text_needs_neither_datasets_nor_wandb(text_dir: Path, cache_dir: Path) -> None:
+    code = f"""
+import sys
+sys.modules["datasets"] = sys.modules["wandb"] = sys.modules["sentencepiece"] = None
+sys.argv = ["train.py", "data=text", "data.dir={text_dir}", "data.cache_dir={cache_dir}",
+    "trainer.max_steps=2", "trainer.batch_size=4", "model.hidden_size=8", "tracker=none",
+    "hydra.run.dir={cache_dir}/run"]
+from mogrifier_lm.cli import train
+train()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+@needs_real_text
+@pytest.mark.parametrize("name", ["ptb", "wikitext2"])
+def test_real_corpora_have_their_published_counts(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mogrifier_lm.config import validate
+    from mogrifier_lm.run import build_corpus
+
+    config = validate(compose_config([f"data={name}", f"data.cache_dir={tmp_path}"])).data
+    start = time.perf_counter()
+    corpus = build_corpus(config, "word")
+    assert time.perf_counter() - start < 10
+    start = time.perf_counter()
+    corpus = build_corpus(config, "word")
+    assert time.perf_counter() - start < 1
+    assert not caplog.records
+    assert config.expected is not None
+    assert len(corpus.tokenizer) == config.expected.types
+    for split in ("train", "valid", "test"):
+        assert len(corpus.splits[split].ids) == getattr(config.expected, split)
+        assert corpus.splits[split].words == getattr(config.expected, split)
