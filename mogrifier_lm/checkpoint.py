@@ -48,7 +48,7 @@ def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, 
 
 
 def load_model(run_dir: str | Path, device: str = "cpu") -> "LanguageModel":
-    """The best model of a run, in evaluation of its validation perplexity.
+    """The model of a run with its best weights by validation perplexity.
 
     Reads config.yaml, tokenizer.json and checkpoints/best; executes no code from them.
 
@@ -59,10 +59,11 @@ def load_model(run_dir: str | Path, device: str = "cpu") -> "LanguageModel":
     Raises:
         UserError: a folder that holds no finished validation, or a damaged file.
     """
-    from mogrifier_lm.run import build_model, saved_config, saved_tokenizer
+    from mogrifier_lm.config import load_config
+    from mogrifier_lm.run import build_model, saved_tokenizer
 
     run_dir = Path(run_dir)
-    config = saved_config(run_dir)
+    config = load_config(run_dir)
     model = build_model(config.model, len(saved_tokenizer(run_dir)), device)
     tensors, _ = load(run_dir / BEST, device)
     model.load_state_dict(tensors)

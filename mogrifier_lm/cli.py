@@ -4,6 +4,7 @@ Imports here are light: torch, datasets and wandb come in when a run needs them.
 """
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -19,8 +20,22 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mogrifier_lm.config import SCHEMAS, Config, nearest, unknown_key
+from mogrifier_lm.config import (
+    SCHEMAS,
+    Config,
+    nearest,
+    resume_config,
+    save_config,
+    unknown_key,
+    validate,
+    write_json,
+)
 from mogrifier_lm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Errors that the user can mend; OSError is a file or folder that cannot be read or written.
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 
 # Beside the package in a checkout, inside it in a wheel.
 _HERE = Path(__file__).resolve().parent
@@ -87,7 +102,7 @@ def guarded(main: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on and leaves the words to us
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except EXPECTED as error:
         if "debug=true" in (argument.lower() for argument in sys.argv):
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
@@ -100,7 +115,9 @@ def guarded(main: Callable[[], Any]) -> None:
 def train() -> None:
     """The command `python train.py`."""
     register()
-    guarded(hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(_train))
+    guarded(
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(_train)
+    )
 
 
 def _train(node: DictConfig) -> float:
@@ -108,6 +125,20 @@ def _train(node: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     multirun = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
-    from mogrifier_lm.run import run
+    try:
+        config = resume_config(node, folder, overrides) if node.resume else validate(node)
+        # Written before torch is imported: from here on a run that is killed can be resumed.
+        save_config(config, folder)
+        from mogrifier_lm.run import run
 
-    return run(node, folder, overrides, sweep=folder.parent.name if multirun else None)
+        return run(config, folder, overrides, sweep=folder.parent.name if multirun else None)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = "interrupted" if interrupted else "failed"
+        reason = explain(error) or type(error).__name__
+        write_json(folder / "summary.json", {"status": status, "error": reason, "seed": node.seed})
+        if interrupted or isinstance(error, EXPECTED):
+            log.error("run %s: %s", status, reason)
+        else:
+            log.exception("run failed")
+        raise

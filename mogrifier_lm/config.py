@@ -7,8 +7,11 @@ rest. Nothing below `run` sees Hydra or OmegaConf.
 
 import dataclasses
 import difflib
+import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from mogrifier_lm.errors import UserError
@@ -67,21 +70,29 @@ class TokenizerConfig:
 @dataclass(kw_only=True)
 class ModelConfig:
     cell: str = option("lstm", "the recurrence", choices=("lstm", "rlstm", "mlstm"))
-    rounds: int = option(5, "rounds of mogrification before each step; 0 is the plain cell", least=0)
-    rank: int | None = option(None, "inner size of the round matrices; null means full rank", least=1)
+    rounds: int = option(
+        5, "rounds of mogrification before each step; 0 is the plain cell", least=0
+    )
+    rank: int | None = option(
+        None, "inner size of the round matrices; null means full rank", least=1
+    )
     share_rounds: bool = option(False, "one matrix for all odd rounds and one for all even rounds")
     zigzag: bool = option(True, "false: every round is conditioned on the original x and h")
     round_bias: bool = option(True, "a bias in each round's gate (released code; not the paper)")
     cap_input_gate: bool = option(True, "input gate at most 1 - f, as in the published results")
     num_layers: int = option(2, "stacked recurrent layers", least=1)
     hidden_size: int | None = option(None, "features of h; default 200 without num_params", least=1)
-    embedding_size: int | None = option(None, "features of the embedding; null: hidden_size", least=1)
+    embedding_size: int | None = option(
+        None, "features of the embedding; null: hidden_size", least=1
+    )
     num_params: float | None = option(
         None, "a budget of parameters: solves for hidden_size, which must then be null", least=1
     )
     tie_embeddings: bool = option(True, "the output layer uses the embedding matrix")
     skip_sum: bool = option(False, "the encoder's output is the sum of its layers' outputs")
-    backend: str = option("auto", "kernel of the recurrence: auto, or a name that benchmark.py lists")
+    backend: str = option(
+        "auto", "kernel of the recurrence: auto, or a name that benchmark.py lists"
+    )
 
 
 @dataclass(kw_only=True)
@@ -102,7 +113,9 @@ class OptimizerConfig:
     name: str = option("adam", "the rule", choices=("sgd", "adam", "adamw"))
     lr: float = option(0.002, "learning rate, on the loss in mean nats per token", above=0)
     beta1: float = option(0.9, "adam, adamw: decay of the gradient's mean", least=0, below=1)
-    beta2: float = option(0.999, "adam, adamw: decay of the squared gradient's mean", least=0, below=1)
+    beta2: float = option(
+        0.999, "adam, adamw: decay of the squared gradient's mean", least=0, below=1
+    )
     eps: float = option(1e-8, "adam, adamw: added to the root of the mean square", above=0)
     weight_decay: float = option(
         0.0, "sgd, adam: L2 penalty inside the gradient, after clipping; adamw: decoupled", least=0
@@ -120,13 +133,17 @@ class TrainerConfig:
         0.25, "largest norm of the gradient of the mean nats per token; null: none", above=0
     )
     precision: str = option(
-        "fp32", "dtype of the matrix products; weights and state stay fp32", choices=("fp32", "bf16")
+        "fp32",
+        "dtype of the matrix products; weights and state stay fp32",
+        choices=("fp32", "bf16"),
     )
     device: str = option("cpu", "cpu, cuda or cuda:N")
     threads: int | None = option(None, "CPU threads; null: torch's choice", least=1)
     valid_every: int | None = option(None, "steps between validations; null: each epoch", least=1)
     valid_batch_size: int = option(
-        20, "streams of the validations while training (results are scored by `evaluators`)", least=1
+        20,
+        "streams of the validations while training (results are scored by `evaluators`)",
+        least=1,
     )
     lr_drop: float = option(
         1.0, "factor on the learning rate when validation has not improved", above=0
@@ -154,7 +171,9 @@ class EvaluatorsConfig:
 
 @dataclass(kw_only=True)
 class TrackerConfig:
-    name: str = option("wandb", "where curves are sent beside the run's files", choices=("wandb", "none"))
+    name: str = option(
+        "wandb", "where curves are sent beside the run's files", choices=("wandb", "none")
+    )
     mode: str = option(
         "auto",
         "auto is online where an account is configured, offline elsewhere",
@@ -245,7 +264,9 @@ def _check_ranges(config: Any, path: str = "") -> None:
             continue
         if meta.get("choices") and value not in meta["choices"]:
             hint = nearest(str(value), list(meta["choices"]))
-            raise UserError(f"{where} is {value!r}, it must be one of {', '.join(meta['choices'])}; {hint}")
+            raise UserError(
+                f"{where} is {value!r}, it must be one of {', '.join(meta['choices'])}; {hint}"
+            )
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{where} is {value}, it must be a finite number")
         if meta.get("least") is not None and value < meta["least"]:
@@ -280,6 +301,77 @@ def validate(node: "DictConfig") -> Config:
     return config
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested dictionaries, as written to config.yaml."""
-    return dataclasses.asdict(config)
+# What may change when a run goes on: limits, what is scored, where it is shown; not what it is.
+RESUMABLE = (
+    "resume=",
+    "debug=",
+    "evaluators",
+    "tracker",
+    "trainer.max_",
+    "trainer.early_stop=",
+    "trainer.log_every=",
+    "trainer.checkpoint_minutes=",
+)
+
+
+def load_config(run_dir: Path) -> Config:
+    """The config of a run's folder.
+
+    Raises:
+        UserError: no config.yaml there, or one that does not fit this version.
+    """
+    return validate(_saved(run_dir))
+
+
+def resume_config(node: "DictConfig", run_dir: Path, overrides: Sequence[str]) -> Config:
+    """The saved config of a run, with what this command line changes.
+
+    Args:
+        node: the config composed from the command line.
+        run_dir: the run's folder.
+        overrides: of the command line.
+
+    Raises:
+        UserError: an override of something that makes the run what it is.
+    """
+    from omegaconf import OmegaConf
+
+    saved = _saved(run_dir)
+    for override in overrides:
+        if not override.startswith(RESUMABLE):
+            allowed = ", ".join(key.rstrip("=_") for key in RESUMABLE)
+            raise UserError(
+                f"resume={run_dir} with {override}: a run goes on as it was begun; what may change "
+                f"is {allowed}"
+            )
+        key = override.partition("=")[0]
+        OmegaConf.update(saved, key, OmegaConf.select(node, key), merge=False)
+    return validate(saved)
+
+
+def save_config(config: Config, run_dir: Path) -> None:
+    """Write config.yaml: every key, whole or not at all."""
+    from omegaconf import OmegaConf
+
+    values = asdict(replace(config, resume=None))
+    tmp = run_dir / "config.tmp"
+    OmegaConf.save(OmegaConf.create(values), tmp)
+    tmp.replace(run_dir / "config.yaml")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a file of a run, whole or not at all."""
+    tmp = path.with_suffix(".tmp")
+    tmp.write_text(json.dumps(values, indent=2) + "\n")
+    tmp.replace(path)
+
+
+def _saved(run_dir: Path) -> "DictConfig":
+    from omegaconf import DictConfig, OmegaConf
+
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"no config.yaml in {run_dir}, so it is not a run's folder")
+    saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    assert isinstance(saved, DictConfig)
+    return saved

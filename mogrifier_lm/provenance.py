@@ -54,7 +54,7 @@ def collect(
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """[commit, branch (None when detached), dirty, diff] of the checkout that tracks the folder."""
+    """Commit, branch (None when detached), dirty, diff of the checkout that tracks the folder."""
 
     def git(*arguments: str) -> bytes:
         # Without optional locks, and so without disturbing a git command the user runs meanwhile.

@@ -1,19 +1,16 @@
 """The composition root: the only place that builds objects out of a config."""
 
 import dataclasses
-import json
 import logging
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from mogrifier_lm import checkpoint, provenance
-from mogrifier_lm.config import Config, DataConfig, ModelConfig, StaticConfig, validate
+from mogrifier_lm.config import Config, DataConfig, ModelConfig, StaticConfig, write_json
 from mogrifier_lm.data import Corpus, Source, Streams, WordTokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
 from mogrifier_lm.errors import UserError
@@ -28,84 +25,12 @@ from mogrifier_lm.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# What may change when a run goes on: limits, what is scored, where it is shown; not what it is.
-RESUMABLE = ("resume", "debug", "trainer.max_", "trainer.early_stop", "trainer.log_every",
-             "trainer.checkpoint_minutes", "evaluators", "tracker.")  # fmt: skip
-
-
-def run(node: DictConfig, run_dir: Path, overrides: Sequence[str], sweep: str | None) -> float:
-    """Train, score, and leave the files of a run.
-
-    Args:
-        node: the composed config.
-        run_dir: made by the caller; files are written there.
-        overrides: of the command line, for names and for resuming.
-        sweep: the sweep's folder name in a multirun.
-
-    Returns:
-        The validation perplexity of the first evaluator, which a sweeper minimises.
-
-    Raises:
-        UserError: something that the user can mend; summary.json then says so.
-    """
-    summary = run_dir / "summary.json"
-    try:
-        config = resumed(node, run_dir, overrides) if node.resume else validate(node)
-        result = _train_and_score(config, run_dir, overrides, sweep)
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        reason = str(error) or type(error).__name__
-        _write_json(summary, {"status": status, "error": reason, "seed": node.seed})
-        if not isinstance(error, KeyboardInterrupt | UserError):
-            log.exception("run failed")
-        else:
-            log.error("run %s: %s", status, reason)
-        raise
-    _write_json(summary, result)
-    first = next(iter(result["valid"].values()), {})
-    return float(first.get("ppl", math.nan))
-
-
-def resumed(node: DictConfig, run_dir: Path, overrides: Sequence[str]) -> Config:
-    """The saved config of the run, with what this command line may change."""
-    for override in overrides:
-        if not override.lstrip("+~").startswith(RESUMABLE):
-            raise UserError(
-                f"resume={run_dir} with {override}: a run goes on as it was begun; only "
-                f"{', '.join(f'{key}*' if key.endswith(('_', '.')) else key for key in RESUMABLE)} "
-                "may change"
-            )
-    saved = OmegaConf.load(run_dir / "config.yaml")
-    assert isinstance(saved, DictConfig)
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key != "resume":
-            OmegaConf.update(saved, key, OmegaConf.select(node, key), merge=False)
-    return validate(_merged(saved))
-
-
-def saved_config(run_dir: Path) -> Config:
-    """The config of a run's folder."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"no config.yaml in {run_dir}, so it is not a run's folder")
-    saved = OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)
-    return validate(_merged(saved))
-
 
 def saved_tokenizer(run_dir: Path) -> WordTokenizer:
     path = run_dir / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"no tokenizer.json in {run_dir}: the run ended before its data was read")
     return load_tokenizer(path)
-
-
-def _merged(saved: DictConfig) -> DictConfig:
-    """`saved` typed by the schema, so that `validate` can check it."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), saved)
-    assert isinstance(merged, DictConfig)
-    return merged
 
 
 def build_corpus(config: DataConfig, tokenizer: str) -> Corpus:
@@ -204,9 +129,22 @@ def score_all(
     return results
 
 
-def _train_and_score(
-    config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | None
-) -> dict[str, Any]:
+def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | None) -> float:
+    """Train, score, and leave the files of a run.
+
+    Args:
+        config: validated.
+        run_dir: made by the caller, config.yaml in it; the other files are written there.
+        overrides: of the command line, for the tracker's name of the run.
+        sweep: the sweep's folder name in a multirun.
+
+    Returns:
+        The validation perplexity of the first evaluator, which a sweeper minimises; nan where
+        nothing is evaluated.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
     device = check_device(config.trainer.device)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -234,9 +172,11 @@ def _train_and_score(
         )
     valid = corpus.splits["valid"]
     valid_streams = min(config.trainer.valid_batch_size, len(valid.ids))
-    resuming = (run_dir / checkpoint.LAST).is_file() and config.resume is not None
-
-    _write_config(config, run_dir)
+    resuming = (run_dir / checkpoint.LAST).is_file()
+    if resuming and not config.resume:
+        raise UserError(f"{run_dir} holds a run already: resume={run_dir}, or take another folder")
+    if not resuming:
+        (run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run cut before a checkpoint
     corpus.tokenizer.save(run_dir / "tokenizer.json")
     facts = provenance.collect(
         device=device,
@@ -247,7 +187,7 @@ def _train_and_score(
             "tokens": {name: len(split.ids) for name, split in corpus.splits.items()},
         },
     )
-    _write_json(run_dir / "provenance.json", facts)
+    write_json(run_dir / "provenance.json", facts)
     values = dataclasses.asdict(config)
     values["model"]["hidden_size"] = hidden_size
     trainer = Trainer(
@@ -289,7 +229,9 @@ def _train_and_score(
             "steps": progress.step,
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 3),
-            "tokens_per_second": round(progress.tokens / (progress.seconds - progress.pause_seconds), 1),
+            "tokens_per_second": round(
+                progress.tokens / (progress.seconds - progress.pause_seconds), 1
+            ),
             "best_step": progress.best_step,
             "ended": progress.finished,
             **scores,
@@ -297,8 +239,11 @@ def _train_and_score(
         plot_curves(run_dir)
         tracker.summary(result)
         tracker.log_image("curves", run_dir / "curves.png")
-    log.info("%s", final_table(result, run_dir))
-    return result
+    shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
+    write_json(run_dir / "summary.json", result)
+    log.info("%s", final_table(result, shown))
+    first: dict[str, Any] = next(iter(result["valid"].values()), {})  # type: ignore[attr-defined]
+    return float(first.get("ppl", math.nan))
 
 
 def _tracker(
@@ -318,18 +263,9 @@ def _tracker(
         run_dir=run_dir,
         config=values,
         group=t.group or sweep,
-        name=t.run_name or ",".join(o for o in overrides if not o.startswith("tracker")) or run_dir.name,
+        name=t.run_name
+        or ",".join(o for o in overrides if not o.startswith("tracker"))
+        or run_dir.name,
         tags=t.tags,
         run_id=run_id,
     )
-
-
-def _write_config(config: Config, run_dir: Path) -> None:
-    values = dataclasses.asdict(dataclasses.replace(config, resume=None))
-    OmegaConf.save(OmegaConf.create(values), run_dir / "config.yaml")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    tmp = path.with_suffix(".tmp")
-    tmp.write_text(json.dumps(values, indent=2, allow_nan=True) + "\n")
-    shutil.move(tmp, path)

@@ -155,6 +155,9 @@ def build_tracker(
         )
         return Tracker(run_id=run_id)
 
+    # A job of a multirun that left its run open: wandb would join this one to it, and login() says
+    # False as long as there is an open run.
+    Tracker(wandb.run).close()
     # Silent before login() too: asked to print who is logged in, it waits 5 s for a dead server.
     wandb.setup(wandb.Settings(silent=True))
     if wish != "offline" and not _has_key():
@@ -174,7 +177,7 @@ def build_tracker(
         finish_timeout_raises=True,
     )
     # One id for both attempts: what a failed online start leaves belongs to the same run then.
-    # Not WANDB_RUN_ID: wandb sets that itself, and the next job of a multirun would join this run.
+    # WANDB_RUN_ID is not asked: all jobs of a multirun would be one run.
     identity = run_id or secrets.token_hex(5)
     for attempt in ("offline",) if wish == "offline" else ("online", "offline"):
         try:
@@ -185,7 +188,7 @@ def build_tracker(
                 dir=str(run_dir),
                 id=identity,
                 resume="allow",
-                reinit="finish_previous",  # else the jobs of a multirun would all be one W&B run
+                reinit="finish_previous",
                 group=group,
                 name=name,
                 tags=list(tags),

@@ -215,9 +215,7 @@ class Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         (nats / num_tokens).backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.clip or math.inf
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
         self.optimizer.step()
         self.states = [(h.detach(), c.detach()) for h, c in states]
         with torch.no_grad():

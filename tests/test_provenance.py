@@ -21,7 +21,7 @@ def collect(repo: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """[a repository with one committed file, code.py, on branch `trunk`]"""
+    """A repository with one committed file, code.py, on branch `trunk`."""
     for name in [n for n in os.environ if n.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))

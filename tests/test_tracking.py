@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -14,9 +15,7 @@ import pytest
 from mogrifier_lm import tracking
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.tracking import Tracker, build_tracker
-
-sys.path.insert(0, str(Path(__file__).parent))  # as a module beside this file, however it is run
-from wandb_stand_in import API_KEY, WandbStandIn  # noqa: E402
+from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 wandb = pytest.importorskip("wandb")
 
@@ -24,8 +23,6 @@ wandb = pytest.importorskip("wandb")
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No account, settings or WANDB_ variables of the user; a new wandb session for each test."""
-    import os
-
     from wandb.sdk.lib import wbauth
 
     for name in [*os.environ]:
@@ -68,7 +65,7 @@ def row(step: int) -> dict[str, float]:
 
 
 def inspect(run_dir: Path, *options: str) -> str:
-    """[what wandb's own reader finds in the only offline run below run_dir]"""
+    """What wandb's own reader finds in the only offline run below run_dir."""
     (folder,) = run_dir.glob("wandb/offline-run-*")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(folder)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -155,9 +152,7 @@ def test_an_image_is_kept(tmp_path: Path) -> None:
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/*.png"))
 
 
-def test_wandb_mode_decides_for_auto_only(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_wandb_mode_decides_for_auto_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert build(tmp_path, run_id="abc").run_id == "abc"
     assert not tmp_path.joinpath("wandb").exists()

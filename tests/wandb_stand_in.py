@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         variables = request.get("variables") or {}
         operation = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
         runs = self.server.stand_in.runs
-        name = variables.get("name")
+        name: str = variables.get("name") or ""
         match operation[1] if operation else "":
             case "Viewer":
                 teams = {"edges": [{"node": {"name": "me"}}]}
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return {}
 
     def _bucket(self, name: str) -> dict[str, Any]:
-        """[the run as the client reads it when it starts or resumes it]"""
+        """The run as the client reads it when it starts or resumes it."""
         run = self.server.stand_in.runs[name]
         history = run["history"]
         tail = [json.dumps(history[-1])] if history else []

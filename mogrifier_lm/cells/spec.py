@@ -60,7 +60,10 @@ class CellSpec:
         """Parameter name → shape, in a fixed order."""
         n_in, n = self.input_size, self.hidden_size
         rows_ih, rows_hh = (2 * n, 3 * n) if self.cell == "rlstm" else (4 * n, 4 * n)
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows_ih, n_in), "weight_hh": (rows_hh, n)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows_ih, n_in),
+            "weight_hh": (rows_hh, n),
+        }
         if self.bias:
             shapes["bias"] = (4 * n,)
         if self.cell == "mlstm":
@@ -98,9 +101,7 @@ class CellSpec:
             odd = int(name.removeprefix("round").split("_")[0]) % 2
             fan_in = self.hidden_size if odd else self.input_size
             std = (
-                math.sqrt(1.3 / fan_in)
-                if self.rank is None
-                else (1 / (fan_in * self.rank)) ** 0.25
+                math.sqrt(1.3 / fan_in) if self.rank is None else (1 / (fan_in * self.rank)) ** 0.25
             )
             torch.nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
 

@@ -100,14 +100,21 @@ class SyntheticLanguage:
 
     def __init__(self, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> None:
         rng = np.random.default_rng(seed)
-        self._emissions: dict[WordClass, tuple[list[str], Floats]] = {(EOS, 0): ([EOS], np.ones((TOPICS, 1)))}
+        self._emissions: dict[WordClass, tuple[list[str], Floats]] = {
+            (EOS, 0): ([EOS], np.ones((TOPICS, 1)))
+        }
         taken: set[str] = set()
 
         def coin(count: int, syllables: int, suffixes: Sequence[str]) -> list[list[str]]:
             coined: list[list[str]] = []
             while len(coined) < count:
                 u = rng.random((syllables, 3))
-                stem = "".join(ONSETS[int(a * len(ONSETS))] + VOWELS[int(b * 5)] + CODAS[int(c * len(CODAS))] * 0 for a, b, c in u)
+                stem = "".join(
+                    ONSETS[int(a * len(ONSETS))]
+                    + VOWELS[int(b * 5)]
+                    + CODAS[int(c * len(CODAS))] * 0
+                    for a, b, c in u
+                )
                 stem += CODAS[int(u[-1, 2] * len(CODAS))]
                 forms = [stem + s for s in suffixes]
                 if taken.isdisjoint(forms):
@@ -125,7 +132,9 @@ class SyntheticLanguage:
         closed = 0
         for slot, count in CLOSED.items():
             for kind in range(kinds[slot]):
-                words = [f[0] for f in coin(count, 1, [SUFFIXES[kind]] if slot == "determiner" else [""])]
+                words = [
+                    f[0] for f in coin(count, 1, [SUFFIXES[kind]] if slot == "determiner" else [""])
+                ]
                 self._emissions[slot, kind] = words, weights(count, False)
                 closed += count
         n = vocab_size - closed
@@ -134,7 +143,11 @@ class SyntheticLanguage:
             w = weights(len(forms), True)
             for number in range(2):
                 self._emissions["noun", 2 * gender + number] = [f[number] for f in forms], w
-        forms = coin(round(n * OPEN["verb"] / 4), 2, [s.replace("o", "ei").replace("a","ui") for s in SUFFIXES])
+        forms = coin(
+            round(n * OPEN["verb"] / 4),
+            2,
+            [s.replace("o", "ei").replace("a", "ui") for s in SUFFIXES],
+        )
         w = weights(len(forms), True)
         for a in range(AGREEMENTS):
             self._emissions["verb", a] = [f[a] for f in forms], w
@@ -149,14 +162,20 @@ class SyntheticLanguage:
         self._members: dict[WordClass, list[State]] = {}
         for s in states:
             self._members.setdefault(s.word_class, []).append(s)
-        self._words = {w: (c, e[:, i].copy()) for c, (ws, e) in self._emissions.items() for i, w in enumerate(ws)}
+        self._words = {
+            w: (c, e[:, i].copy())
+            for c, (ws, e) in self._emissions.items()
+            for i, w in enumerate(ws)
+        }
         self._steps: dict[tuple[WordClass, WordClass], Floats] = {}
         row = {s: i for m in self._members.values() for i, s in enumerate(m)}
         for s in states:
             for x, p in s.successors():
                 key = s.word_class, x.word_class
                 if key not in self._steps:
-                    self._steps[key] = np.zeros((len(self._members[key[1]]), len(self._members[key[0]])))
+                    self._steps[key] = np.zeros(
+                        (len(self._members[key[1]]), len(self._members[key[0]]))
+                    )
                 self._steps[key][row[x], row[s]] += p
         prior = np.arange(1, TOPICS + 1) ** -0.0
         self._prior = prior / prior.sum()
@@ -169,8 +188,10 @@ class SyntheticLanguage:
             xs, ps = zip(*m.successors())
             nxt[m] = xs, np.cumsum(ps).tolist()
         tp = np.cumsum(self._prior).tolist()
+
         def pick(c: list[float]) -> int:
             return min(bisect_right(c, rng.random()), len(c) - 1)
+
         topic = pick(tp)
         state = State(EOS)
         lines, words, total = [], [], 0
@@ -186,7 +207,7 @@ class SyntheticLanguage:
             else:
                 ws, cs = cum[state.word_class]
                 words.append(ws[pick(cs[topic])])
-            if words: 
+            if words:
                 continue
         return lines
 
@@ -212,6 +233,28 @@ class SyntheticLanguage:
     def nats(self, lines):
         return float(self.token_nats([t for l in lines for t in [*l.split(), EOS]]).sum())
 
-ONSETS = ["b","d","f","g","k","l","m","n","p","r","s","t","v","z","br","dr","tr","kl","pl","st"]
+
+ONSETS = [
+    "b",
+    "d",
+    "f",
+    "g",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "z",
+    "br",
+    "dr",
+    "tr",
+    "kl",
+    "pl",
+    "st",
+]
 VOWELS = "aeiou"
-CODAS = ["l","n","r","s","t","m","k"]
+CODAS = ["l", "n", "r", "s", "t", "m", "k"]

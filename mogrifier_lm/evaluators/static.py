@@ -28,6 +28,4 @@ def static(model: LanguageModel, split: Split, eos_id: int, config: StaticConfig
         inputs_TB, targets_TB = streams.window(start, config.window)
         nats_TB, states = model.token_nats(inputs_TB.to(device), targets_TB.to(device), states)
         total += nats_TB.double().sum()
-    return Score(
-        nats=total.item(), tokens=streams.num_tokens, words=split.words, bytes=split.bytes
-    )
+    return Score(nats=total.item(), tokens=streams.num_tokens, words=split.words, bytes=split.bytes)

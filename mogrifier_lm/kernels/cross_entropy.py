@@ -3,7 +3,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> Tensor:
     return cross_entropy(linear(hidden, weight, bias).float(), targets, reduction="sum")
 
 

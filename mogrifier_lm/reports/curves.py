@@ -1,6 +1,7 @@
 """The curves of one run, from metrics.jsonl."""
 
 import json
+import logging
 from pathlib import Path
 
 
@@ -12,6 +13,7 @@ def plot_curves(run_dir: Path) -> Path:
     """
     import matplotlib
 
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -1,0 +1,191 @@
+"""A whole run through the command line: its files, its errors, and being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from mogrifier_lm import load_model
+from mogrifier_lm.checkpoint import BEST, LAST
+from tests.conftest import ROOT
+
+
+def command(overrides: Sequence[str]) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *overrides]
+
+
+def train(overrides: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(overrides), cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def figures(run_dir: Path) -> dict[str, Any]:
+    """summary.json without what depends on the clock."""
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return {k: v for k, v in summary.items() if k not in ("seconds", "tokens_per_second")}
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    clock = ("seconds", "train/tokens_per_second")
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+def test_a_run_leaves_the_documented_files(small: list[str], tmp_path: Path) -> None:
+    done = train(small, tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = tmp_path.glob("runs/*/*")
+    names = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "train.log",
+        "curves.png", "tokenizer.json", str(BEST), str(LAST),
+    }  # fmt: skip
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["status"] == "completed" and summary["steps"] == 12
+    for split in ("valid", "test"):
+        score = summary[split]["static"]
+        assert score["tokens"] == score["words"] >= 300 and score["batch_size"] == 1
+        assert score["ppl"] == pytest.approx(2.718281828459045 ** (score["nats"] / score["words"]))
+    provenance = json.loads((run_dir / "provenance.json").read_text())
+    assert set(provenance["data"]["sha256"]) == {"train", "valid", "test"}
+    assert load_model(run_dir).num_params() == summary["params"]
+    assert f"{summary['test']['static']['ppl']:.2f}" in done.stdout + done.stderr
+
+
+def test_synthetic_runs_carry_the_floor(small: list[str], cache_dir: Path, tmp_path: Path) -> None:
+    overrides = [o for o in small if not o.startswith(("data=", "data.dir"))]
+    done = train([*overrides, "trainer.max_steps=2", "evaluators=[static]",
+                  "evaluators.static.batch_size=64"], tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = tmp_path.glob("runs/*/*")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for split in ("valid", "test"):
+        assert 1 < summary[split]["floor_ppl"] < summary[split]["static"]["ppl"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(
+    small: list[str], tmp_path: Path, precision: str
+) -> None:
+    options = [
+        *small, "regularization=small", "regularization.per_step=true", "trainer.max_steps=240",
+        "trainer.lr_drop=0.5", "trainer.valid_every=30", f"trainer.precision={precision}",
+        "trainer.checkpoint_minutes=0.002", "trainer.threads=1",
+    ]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = train([*options, f"hydra.run.dir={whole}"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    overrides, kills = [*options, f"hydra.run.dir={cut}"], 0
+    for steps in (20, 90, 170):
+        process = subprocess.Popen(
+            command(overrides), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None:
+            lines = (cut / "metrics.jsonl").read_text().splitlines() if cut.exists() and (
+                cut / "metrics.jsonl").exists() else []  # fmt: skip
+            if lines and lines[-1].endswith("}") and json.loads(lines[-1])["step"] >= steps:
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.002)
+        kills += process.returncode == -signal.SIGKILL
+        overrides = [f"resume={cut}"]
+    assert kills == 3, "the run ended before it could be killed"
+    assert (cut / LAST).is_file() and not (cut / "summary.json").exists()
+    done = train(overrides, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert figures(cut) == figures(whole)
+    assert metrics(cut) == metrics(whole)
+    for name in (BEST, LAST):
+        ours, theirs = load_file(cut / name), load_file(whole / name)
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key].equal(theirs[key]) for key in ours)
+
+
+def test_resume_takes_further_limits_and_refuses_another_model(
+    small: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    assert train([*small, f"hydra.run.dir={run_dir}"], tmp_path).returncode == 0
+    refused = train([f"resume={run_dir}", "model.rounds=1"], tmp_path)
+    assert refused.returncode == 1
+    assert "model.rounds=1: a run goes on as it was begun" in refused.stderr
+    assert train([f"resume={run_dir}", "trainer.max_steps=20"], tmp_path).returncode == 0
+    assert figures(run_dir)["steps"] == 20
+
+
+def test_a_multirun_leaves_complete_runs_and_a_failure_does_not_stop_the_others(
+    small: list[str], tmp_path: Path
+) -> None:
+    done = train(["-m", *small, "model.rounds=0,2", "model.rank=null,99"], tmp_path)
+    assert done.returncode == 1
+    statuses = {
+        path.parent.name: json.loads(path.read_text())["status"]
+        for path in tmp_path.glob("runs/*/*/*/summary.json")
+    }
+    assert statuses == {"0": "completed", "1": "failed", "2": "completed", "3": "failed"}
+    assert "model.rank is 99" in done.stderr
+
+
+BAD = {
+    "data=text": "data=text needs data.dir=FOLDER",
+    "data.dir=nowhere": "data.dir: no folder nowhere",
+    "model.hidden_size=-3": "model.hidden_size is -3, it must be at least 1",
+    "regularization.input_dropout=1.5": "regularization.input_dropout is 1.5, it must be below 1",
+    "model.rank=13": "model.rank is 13, it must lie between 1 and 12",
+    "trainer.bptt=0": "trainer.bptt is 0, it must be at least 1",
+    "trainer.bptt=5000": "which is shorter than one window",
+    "trainer.batch_size=100000": "100000 streams over a text of",
+    "trainer.device=cuda:7": "trainer.device=cuda:7 cannot be used here",
+    "trainer.device=gpu": "trainer.device=gpu cannot be used here",
+    "trainer.max_steps=null": "no end of training",
+    "model.num_params=1e6": "model.num_params and model.hidden_size exclude each other",
+    "model.roundz=3": "unknown key model.roundz; did you mean model.rounds?",
+    "+model.foo=1": "unknown key model.foo",
+    "+trainer.bpt=1": "unknown key trainer.bpt; did you mean trainer.bptt?",
+    "model=mogrifer": "no model=mogrifer; did you mean mogrifier?",
+    "model.rounds=x": "model.rounds: Value 'x' of type 'str' could not be converted to Integer",
+    "optimizer.lr=nan": "optimizer.lr is nan",
+    "trainer.precision=fp16": "trainer.precision is 'fp16', it must be one of fp32, bf16",
+    "resume=nowhere": "resume=nowhere: no config.yaml there",
+    "hydra.run.dir=/proc/nothing": "/proc/nothing",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_input_is_one_clear_line(override: str, small: list[str], tmp_path: Path) -> None:
+    base = small if override != "data=text" else [o for o in small if "data.dir" not in o]
+    done = train([*base, override], tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and BAD[override] in last
+    assert not list(tmp_path.rglob("checkpoints"))
+    for path in tmp_path.rglob("summary.json"):
+        assert json.loads(path.read_text())["status"] == "failed"
+
+
+def test_debug_shows_the_traceback(small: list[str], tmp_path: Path) -> None:
+    done = train([*small, "trainer.bptt=0", "debug=true"], tmp_path)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_help_is_short_and_quick(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    done = subprocess.run(
+        command(["--help"]), capture_output=True, text=True, cwd=tmp_path, env={**os.environ}
+    )
+    assert time.perf_counter() - start < 2
+    assert done.returncode == 0 and len(done.stdout.splitlines()) < 40
+    for word in (
+        "python train.py -m",
+        "model: lstm, mogrifier",
+        "model.rounds",
+        "trainer.max_epochs",
+    ):
+        assert word in done.stdout
