@@ -245,7 +245,7 @@ def _check_keys(node: "DictConfig", schema: type, path: str = "") -> None:
 
     hints = get_type_hints(schema)
     for key in node:
-        where = f"{path}{key}"
+        where = f"{path}{key!s}"
         if key not in hints:
             raise unknown_key(where, schema)
         child_schema = _schema_of(hints[str(key)])

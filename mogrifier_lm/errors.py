@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this. It is shown as one line, without traceback."""
+"""The one exception that means: the user can mend this. It is shown as one line."""
 
 
 class UserError(ValueError):

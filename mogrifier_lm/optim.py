@@ -15,7 +15,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> to
         return torch.optim.SGD(
             parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    adam = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return adam(
         parameters,
         lr=config.lr,

@@ -74,7 +74,8 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
         if config.hidden_size is not None:
             return build(config.hidden_size, device)
         assert config.num_params is not None
-        low, high = config.rank or 1, 2
+        low = config.rank or 1
+        high = 2 * low
         while build(high, "meta").num_params() <= config.num_params:
             high *= 2
         while high - low > 1:
@@ -242,8 +243,8 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     write_json(run_dir / "summary.json", result)
     log.info("%s", final_table(result, shown))
-    first: dict[str, Any] = next(iter(result["valid"].values()), {})  # type: ignore[attr-defined]
-    return float(first.get("ppl", math.nan))
+    ppls = [score["ppl"] for score in scores["valid"].values() if isinstance(score, dict)]
+    return ppls[0] if ppls else math.nan
 
 
 def _tracker(

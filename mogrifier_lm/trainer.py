@@ -214,7 +214,7 @@ class Trainer:
                 masks,
             )
         self.optimizer.zero_grad(set_to_none=True)
-        (nats / num_tokens).backward()
+        (nats / num_tokens).backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
         self.optimizer.step()
         self.states = [(h.detach(), c.detach()) for h, c in states]

@@ -194,15 +194,14 @@ def _lines(raw: bytes, path: Path) -> list[str]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}, line {line}"
-        ) from error
+        byte = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
+        raise UserError(f"{path} is not UTF-8: {byte}, line {line}") from error
     lines = text.removeprefix("\ufeff").split("\n")
     if not lines[-1].strip():
         lines.pop()
     if EOS in text:
-        for number, line in enumerate(lines, start=1):
-            if EOS in line.split():
+        for number, words in enumerate(map(str.split, lines), start=1):
+            if EOS in words:
                 raise UserError(
                     f"{path}, line {number} holds the word {EOS}, which is added to every line: "
                     "remove it from the text"

@@ -12,8 +12,8 @@ def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
         valid, test = summary["valid"][evaluator], summary["test"][evaluator]
         rows.append((f"{evaluator} perplexity", f"{valid['ppl']:.2f}", f"{test['ppl']:.2f}"))
     if "floor_ppl" in summary["valid"]:
-        floors = (summary["valid"]["floor_ppl"], summary["test"]["floor_ppl"])
-        rows.append(("floor (the source itself)", *(f"{floor:.2f}" for floor in floors)))
+        valid, test = summary["valid"]["floor_ppl"], summary["test"]["floor_ppl"]
+        rows.append(("floor (the source itself)", f"{valid:.2f}", f"{test:.2f}"))
     width = max(len(row[0]) for row in rows)
     lines = [f"{name:<{width}}  {valid:>10}  {test:>10}" for name, valid, test in rows]
     minutes, seconds = divmod(round(summary["seconds"]), 60)

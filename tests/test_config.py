@@ -1,0 +1,130 @@
+"""Every yaml composes, every documented command composes, and the layers import downwards."""
+
+import ast
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mogrifier_lm import cli
+from mogrifier_lm.config import Config, ModelConfig, validate
+from mogrifier_lm.errors import UserError
+from tests.conftest import ROOT, compose_config
+
+GROUP_FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "configs")
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_every_yaml_composes_and_is_valid(path: Path) -> None:
+    group, option = path.relative_to(ROOT / "configs").parent, path.stem
+    value = f"[{option}]" if str(group) == "evaluators" else option
+    validate(compose_config([f"{group}={value}"]))
+
+
+def documented_commands() -> list[str]:
+    """`python train.py …` in the README and in the headers of the configs."""
+    texts = [ROOT / "README.md", ROOT / "train.py", *GROUP_FILES, ROOT / "configs/config.yaml"]
+    found = set()
+    for path in texts:
+        found |= set(
+            re.findall(r"python train\.py(?:[ \t]+[^\s`#]+=\S+|[ \t]+-m)*", path.read_text())
+        )
+    return sorted(found)
+
+
+def test_commands_are_documented() -> None:
+    assert len(documented_commands()) >= 5
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_every_documented_command_composes(command: str) -> None:
+    arguments = [a.strip("`") for a in shlex.split(command)[2:]]
+    overrides = []
+    for argument in arguments:
+        if argument == "-m" or argument.startswith("resume="):
+            continue
+        key, _, value = argument.partition("=")
+        swept = "-m" in arguments and "," in value and "[" not in value
+        overrides.append(f"{key}={value.split(',')[0]}" if swept else argument)
+    validate(compose_config(overrides))
+
+
+def test_constructors_refuse_unknown_keys() -> None:
+    with pytest.raises(TypeError, match="roundz"):
+        ModelConfig(roundz=3)  # type: ignore[call-arg]
+
+
+def test_every_option_is_documented_and_checked_by_its_own_schema() -> None:
+    def walk(schema: type) -> None:
+        for f in dataclasses.fields(schema):
+            nested = f.type if isinstance(f.type, type) else None
+            if nested and dataclasses.is_dataclass(nested):
+                walk(nested)
+            else:
+                assert f.metadata.get("doc"), f"{schema.__name__}.{f.name}"
+
+    walk(Config)
+
+
+def test_default_config_is_valid_and_round_trips(tmp_path: Path) -> None:
+    from mogrifier_lm.config import load_config, save_config
+
+    config = validate(compose_config())
+    save_config(config, tmp_path)
+    assert load_config(tmp_path) == config
+
+
+def test_a_saved_config_with_a_strange_key_is_refused(tmp_path: Path) -> None:
+    from mogrifier_lm.config import load_config
+
+    (tmp_path / "config.yaml").write_text("model: {cell: lstm}\n_target_: os.system\n")
+    with pytest.raises(Exception, match="_target_"):
+        load_config(tmp_path)
+
+
+LAYERS = {  # package → what it must not import
+    "kernels": {"cells", "model", "trainer", "run", "config", "cli", "data", "evaluators", "hydra",
+                "omegaconf", "wandb", "tracking"},
+    "cells": {"model", "trainer", "run", "config", "cli", "data", "evaluators", "hydra", "omegaconf",
+              "wandb", "tracking"},
+    "data": {"cells", "kernels", "model", "trainer", "run", "config", "cli", "evaluators", "hydra",
+             "omegaconf", "wandb", "tracking", "torch.nn"},
+    "model": {"trainer", "run", "config", "cli", "evaluators", "hydra", "omegaconf", "wandb"},
+    "evaluators": {"trainer", "run", "cli", "hydra", "omegaconf", "wandb"},
+    "trainer": {"run", "cli", "hydra", "omegaconf", "wandb"},
+    "reports": {"trainer", "run", "cli", "hydra", "omegaconf", "wandb", "model"},
+}  # fmt: skip
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("mogrifier_lm.") for name in names}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_downwards(layer: str) -> None:
+    package = ROOT / "mogrifier_lm"
+    files = [package / f"{layer}.py", *(package / layer).rglob("*.py")]
+    for path in filter(Path.is_file, files):
+        for name in imported(path):
+            for banned in LAYERS[layer]:
+                assert name != banned and not name.startswith(f"{banned}."), f"{path.name}: {name}"
+
+
+def test_only_tracking_imports_wandb() -> None:
+    for path in (ROOT / "mogrifier_lm").rglob("*.py"):
+        if path.name != "tracking.py":
+            assert "wandb" not in {name.split(".")[0] for name in imported(path)}, path
+
+
+def test_ranges_name_the_key() -> None:
+    with pytest.raises(UserError, match="trainer.clip is -1.0, it must be above 0"):
+        validate(compose_config(["trainer.clip=-1"]))

@@ -1,0 +1,143 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from mogrifier_lm.config import ModelConfig
+from mogrifier_lm.data import IGNORE
+from mogrifier_lm.model import LanguageModel, layer_specs
+from mogrifier_lm.regularization import Masks, Rates, draw_masks
+from mogrifier_lm.run import build_model
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lstm": {"rounds": 0},
+    "mogrifier": {"rounds": 5},
+    "low rank, untied": {"rounds": 4, "rank": 3, "tie_embeddings": False},
+    "projected, skip sum": {"rounds": 2, "embedding_size": 6, "skip_sum": True},
+    "shared, no zigzag": {"rounds": 3, "share_rounds": True, "zigzag": False},
+}
+V = 23
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    torch.manual_seed(0)
+    return build_model(ModelConfig(hidden_size=10, **VARIANTS[request.param]), V)
+
+
+def window(num_steps: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(V, (num_steps + 1, batch_size), generator=generator)
+    return tokens[:-1], tokens[1:]
+
+
+def test_changing_a_token_changes_no_score_before_it(model: LanguageModel) -> None:
+    inputs, targets = window(12, 2)
+    nats, _ = model.token_nats(inputs, targets, model.zero_states(2))
+    changed = inputs.clone()
+    changed[7] = (changed[7] + 1) % V
+    other, _ = model.token_nats(changed, targets, model.zero_states(2))
+    assert torch.equal(nats[:7], other[:7])
+    assert (nats[7:] != other[7:]).any()
+
+
+def test_two_windows_with_carried_state_equal_one(model: LanguageModel) -> None:
+    inputs, targets = window(12, 3)
+    whole, end = model.token_nats(inputs, targets, model.zero_states(3))
+    first, states = model.token_nats(inputs[:5], targets[:5], model.zero_states(3))
+    second, states = model.token_nats(inputs[5:], targets[5:], states)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    torch.testing.assert_close(states, end)
+
+
+def test_loss_is_the_sum_of_the_token_nats(model: LanguageModel) -> None:
+    inputs, targets = window(9, 3)
+    targets[-1, 1:] = IGNORE
+    nats, _ = model.token_nats(inputs, targets, model.zero_states(3))
+    loss, _ = model.loss(inputs, targets, model.zero_states(3))
+    assert (nats[-1] == 0).tolist() == [False, True, True]
+    torch.testing.assert_close(loss, nats.sum())
+
+
+def test_each_stream_stands_for_itself(model: LanguageModel) -> None:
+    inputs, targets = window(6, 3)
+    together, _ = model.token_nats(inputs, targets, model.zero_states(3))
+    alone, _ = model.token_nats(inputs[:, 1:2], targets[:, 1:2], model.zero_states(1))
+    torch.testing.assert_close(together[:, 1:2], alone)
+
+
+def test_a_model_of_zeros_scores_ln_v_a_token(model: LanguageModel) -> None:
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    nats, _ = model.token_nats(*window(6, 2), model.zero_states(2))
+    torch.testing.assert_close(nats, torch.full((6, 2), math.log(V)))
+
+
+def test_masks_alone_decide_on_dropout(model: LanguageModel) -> None:
+    inputs, targets = window(6, 2)
+    states = model.zero_states(2)
+    model.train()
+    plain, _ = model.loss(inputs, targets, states)
+    model.eval()
+    assert torch.equal(model.loss(inputs, targets, states)[0], plain)
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("input", "inter_layer", "state", "output"):
+        masks = draw_masks(Rates(**{kind: 0.5}), model.mask_sizes, (6, 2), generator)
+        assert not torch.equal(model.loss(inputs, targets, states, masks)[0], plain), kind
+
+
+def test_masks_keep_the_mean_and_are_shared_over_time_unless_per_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rates = Rates(input=0.3, inter_layer=0.3, state=0.3, output=0.3)
+    locked = draw_masks(rates, (1000, [1000, 1000], 1000), (5, 4), generator)
+    stepped = draw_masks(
+        Rates(**{**vars(rates), "per_step": True}), (1000, [1000, 1000], 1000), (5, 4), generator
+    )
+
+    def all_masks(masks: Masks) -> list[torch.Tensor | None]:
+        return [masks.input, *masks.inter_layer, masks.output]
+
+    for mask in all_masks(locked) + list(locked.state) + list(stepped.state):
+        assert mask is not None and mask.shape == (1, 4, 1000)
+        assert mask.mean().item() == pytest.approx(1, abs=0.05)
+        assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    for mask in all_masks(stepped):
+        assert mask is not None and mask.shape == (5, 4, 1000)
+        assert not torch.equal(mask[0], mask[1])
+
+
+@pytest.mark.parametrize(
+    ("rank", "sizes"),
+    [
+        (84, [951, 943, 935, 927, 919, 912, 904]),
+        (None, [951, 909, 873, 841, 812, 787, 763]),
+    ],
+)
+def test_a_budget_of_24m_gives_the_published_hidden_sizes(
+    rank: int | None, sizes: list[int]
+) -> None:
+    for rounds, size in enumerate(sizes):
+        config = ModelConfig(num_params=24e6, rounds=rounds, rank=rank if rounds else None)
+        model = build_model(config, 10_001, "meta")
+        assert abs(model.mask_sizes[1][0] - size) <= 1
+        assert model.num_params() <= 24e6
+
+
+def test_parameter_count_is_the_formula() -> None:
+    h, k, v = 30, 4, V
+    for rounds in range(7):
+        specs = layer_specs(h, h, 2, rounds=rounds, rank=k)
+        expected = v * h + v + 2 * (8 * h * h + 4 * h + rounds * (2 * h * k + h))
+        assert LanguageModel(v, h, specs).num_params() == expected
+
+
+def test_tied_models_have_one_matrix_and_train_it_from_both_ends() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(hidden_size=10, rounds=1), V)
+    assert sum(p.shape == (V, 10) for p in model.parameters()) == 1
+    inputs = torch.tensor([[1], [2]])
+    loss, _ = model.loss(inputs, torch.tensor([[2], [3]]), model.zero_states(1))
+    loss.backward()
+    assert model.embedding_weight.grad is not None
+    assert (model.embedding_weight.grad.abs().sum(1) > 0).all()  # unseen words: the softmax
