@@ -17,15 +17,15 @@ MAX_DIFF = 2**20
 
 
 def collect(
-    repo: Path | None = None, *, device: Any, backend: str, data: Mapping[str, Any]
+    *, device: str, backend: str, data: Mapping[str, Any], repo: Path | None = None
 ) -> dict[str, Any]:
     """Describe this run in values that json can write. Takes less than half a second.
 
     Args:
-        repo: a folder inside the checkout of the code; default: the one this package lies in.
-        device: what the run computes on, a torch.device or its name.
+        device: what the run computes on, such as "cpu" or "cuda:0".
         backend: of the recurrence, as chosen.
         data: hashes of the data, kept as they are.
+        repo: a folder inside the checkout of the code; default: the one this package lies in.
 
     Returns:
         The machine's name is left out on purpose. "git" is None outside a checkout (an installed
@@ -33,7 +33,6 @@ def collect(
     """
     import torch
 
-    device = torch.device(device)
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -46,15 +45,18 @@ def collect(
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "device": device,
+        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "backend": backend,
         "data": dict(data),
     }
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit, branch (None when detached), dirty, diff of the checkout that tracks the folder."""
+    """Commit, branch (None when detached), dirty, diff of the checkout that tracks the folder.
+
+    A new file that git does not track makes the checkout dirty, but is not in the diff.
+    """
 
     def git(*arguments: str) -> bytes:
         # Without optional locks, and so without disturbing a git command the user runs meanwhile.

@@ -8,6 +8,7 @@ imported inside functions only, and nowhere else in the package.
 import logging
 import os
 import secrets
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -75,8 +76,9 @@ class Tracker:
             run.finish(exit_code=exit_code)
         except Exception as error:
             log.warning(
-                "W&B has not got all of this run (%s); upload it with: wandb sync %s",
-                _first_line(error), folder,
+                "W&B has not got all of this run (%s); upload it with: "
+                "wandb sync --include-online %s",  # without the option it skips the folder
+                _one_line(error), folder,
             )  # fmt: skip
 
     def __enter__(self) -> "Tracker":
@@ -95,7 +97,7 @@ class Tracker:
             call()
         except Exception as error:
             if not self._warned:
-                log.warning("W&B misses metrics of this run: %s", _first_line(error))
+                log.warning("W&B misses metrics of this run: %s", _one_line(error))
             self._warned = True
 
 
@@ -150,7 +152,7 @@ def build_tracker(
                 "pip install wandb, or set tracker=none"
             ) from None
         log.warning(
-            "wandb is not installed: run is not tracked by W&B; its files in %s are complete",
+            "wandb is not installed: the run is not tracked by W&B; its files in %s are complete",
             run_dir,
         )
         return Tracker(run_id=run_id)
@@ -158,8 +160,9 @@ def build_tracker(
     # A job of a multirun that left its run open: wandb would join this one to it, and login() says
     # False as long as there is an open run.
     Tracker(wandb.run).close()
-    # Silent before login() too: asked to print who is logged in, it waits 5 s for a dead server.
-    wandb.setup(wandb.Settings(silent=True))
+    if wandb.run is not None:  # its service was killed, and would take this run with it
+        _new_session()
+    _setup()
     if wish != "offline" and not _has_key():
         if wish == "online":
             raise UserError(
@@ -199,21 +202,40 @@ def build_tracker(
             run.define_metric("tokens")
             run.define_metric("*", step_metric="tokens")
         except (ValueError, wandb.errors.UsageError) as error:
-            raise UserError(f"wandb refuses the run: {_first_line(error)}") from error
+            raise UserError(f"wandb refuses the run: {_one_line(error)}") from error
         except Exception as error:
             log.warning(
-                "W&B cannot start %s (%s); %s", attempt, _first_line(error),
+                "W&B cannot start %s (%s); %s", attempt, _one_line(error),
                 "going on offline (WANDB_MODE=offline skips the attempt)"
                 if attempt == "online" else f"the files in {run_dir} are complete without it",
             )  # fmt: skip
             # wandb's service goes on holding the id of a run that failed to start.
-            wandb.teardown()
-            wandb.setup(wandb.Settings(silent=True))
+            _new_session()
         else:
             where = run.url if attempt == "online" else f"wandb sync {run.settings.sync_dir}"
             log.info("W&B run %s, %s: %s", run.id, attempt, where)
             return Tracker(run)
     return Tracker(run_id=run_id)
+
+
+def _setup() -> None:
+    import wandb
+
+    # Before login(), which prints who is logged in, and waits 5 s for a dead server to say so;
+    # and which finds no account at all where WANDB_MODE is offline. init() sets a mode of its own.
+    wandb.setup(wandb.Settings(silent=True, mode="online"))
+
+
+def _new_session() -> None:
+    """Leave wandb's service process, dead or alive, for a new one."""
+    import wandb
+
+    try:
+        wandb.teardown()
+    except Exception as error:
+        log.debug("the W&B service does not end: %s", _one_line(error))
+    wandb.run = None  # still there where the service was dead; login() would say False
+    _setup()
 
 
 def _has_key() -> bool:
@@ -223,7 +245,7 @@ def _has_key() -> bool:
     try:
         return wandb.login(prompt=False, verify=False)
     except Exception as error:  # a key of the wrong form, say
-        log.warning("W&B credentials cannot be used: %s", _first_line(error))
+        log.warning("W&B credentials cannot be used: %s", _one_line(error))
         return False
 
 
@@ -235,5 +257,6 @@ def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[s
             yield prefix + key, value
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _one_line(error: Exception) -> str:
+    """All of it: the first line of pydantic's errors says only how many there are."""
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")

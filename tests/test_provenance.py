@@ -16,7 +16,7 @@ from mogrifier_lm import provenance
 
 
 def collect(repo: Path) -> dict[str, Any]:
-    return provenance.collect(repo, device="cpu", backend="reference", data={"train": "ab12"})
+    return provenance.collect(device="cpu", backend="reference", data={"train": "ab12"}, repo=repo)
 
 
 @pytest.fixture
@@ -46,6 +46,12 @@ def test_a_change_is_in_the_diff(checkout: Path) -> None:
     git = collect(checkout)["git"]
     assert git["dirty"]
     assert "-one\n+two\n" in git["diff"]
+
+
+def test_a_new_file_makes_it_dirty(checkout: Path) -> None:
+    (checkout / "new.py").touch()
+    git = collect(checkout)["git"]
+    assert (git["dirty"], git["diff"]) == (True, "")
 
 
 def test_a_detached_head_has_no_branch(checkout: Path) -> None:
@@ -92,7 +98,9 @@ def test_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_quick(checkout: Path) -> None:
-    collect(checkout)
-    start = time.perf_counter()
-    collect(checkout)
-    assert time.perf_counter() - start < 0.5
+    times = []
+    for _ in range(3):  # a busy machine may slow one of them
+        start = time.perf_counter()
+        collect(checkout)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5

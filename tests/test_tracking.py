@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -164,6 +166,15 @@ def test_wandb_mode_decides_for_auto_only(monkeypatch: pytest.MonkeyPatch, tmp_p
         build(tmp_path)
 
 
+def test_mode_online_is_stronger_than_wandb_mode(
+    server: WandbStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with build(tmp_path, mode="online") as tracker:
+        pass
+    assert tracker.run_id in server.runs
+
+
 def test_netrc_counts_as_an_account(
     server: WandbStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -185,6 +196,7 @@ def test_netrc_counts_as_an_account(
         ({"mode": "sometimes"}, "sometimes"),
         ({"kind": "mlflow"}, "mlflow"),
         ({"mode": "offline", "project": "a/b"}, "refuses"),
+        ({"mode": "offline", "tags": ["t" * 80]}, "between 1 and 64"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(
@@ -234,11 +246,35 @@ def test_a_server_that_dies_blocks_nothing(
     for step in range(2, 500):
         tracker.log(row(step))
     assert time.perf_counter() - start < 2.0
+    tracker.summary({"test": {"ppl": 4.5}})
     tracker.close()
     assert time.perf_counter() - start < 2.0 + 5.0
-    assert "wandb sync" in caplog.text
-    (file,) = tmp_path.glob("wandb/run-*/*.wandb")
-    assert file.stat().st_size > 10_000
+    with WandbStandIn() as later:  # what the warning says to do brings every row
+        monkeypatch.setenv("WANDB_BASE_URL", later.url)
+        advice = shlex.split(caplog.messages[-1].partition("upload it with: wandb ")[2])
+        subprocess.run([sys.executable, "-m", "wandb", *advice], check=True, capture_output=True)
+    assert tracker.run_id is not None
+    assert [r["step"] for r in later.runs[tracker.run_id]["history"]] == list(range(1, 500))
+    assert later.runs[tracker.run_id]["summary"]["test/ppl"] == 4.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the service in /proc")
+def test_a_killed_service_stops_neither_this_run_nor_the_next(
+    server: WandbStandIn, tmp_path: Path
+) -> None:
+    tracker = build(tmp_path / "0")
+    for tasks in Path("/proc/self/task").glob("*/children"):
+        for child in tasks.read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().startswith("wandb-core"):
+                os.kill(int(child), signal.SIGKILL)
+    for step in range(20):
+        tracker.log(row(step + 1))
+        time.sleep(0.01)
+    tracker.close()
+    with build(tmp_path / "1") as following:
+        following.log(row(1))
+    assert following.run_id is not None
+    assert [r["step"] for r in server.runs[following.run_id]["history"]] == [1]
 
 
 class BrokenRun:
@@ -262,7 +298,8 @@ def test_a_failing_log_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     tracker.close()
     assert [r.message for r in caplog.records] == [
         "W&B misses metrics of this run: Connection lost",
-        "W&B has not got all of this run (Connection lost); upload it with: wandb sync folder",
+        "W&B has not got all of this run (Connection lost); upload it with: "
+        "wandb sync --include-online folder",
     ]
 
 
@@ -274,7 +311,7 @@ def test_without_wandb(
         tracker = build(tmp_path, run_id="abc")
         assert tracker.run_id == "abc"
         assert [r.message for r in caplog.records] == [
-            "wandb is not installed: run is not tracked by W&B; "
+            "wandb is not installed: the run is not tracked by W&B; "
             f"its files in {tmp_path} are complete"
         ]
         for mode in ("online", "offline"):

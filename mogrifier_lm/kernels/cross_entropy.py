@@ -1,23 +1,169 @@
-"""The output layer's loss, without a tensor of the logits of all positions.
+"""Linear layer and cross-entropy in one, with the logits of one chunk of rows alive at a time.
 
-The softmax over V words at N positions has N V logits, and autograd keeps about three tensors of
-that size alive. Here the rows are taken chunk by chunk, and each chunk leaves its part of the
-gradients behind before the next one is computed, so that backward has only to scale them.
+The gradients are computed in the forward pass, while a chunk's softmax is at hand, so that no
+product is done twice and nothing of size N * V is kept.
 
-Shape legend: N positions, n positions of one chunk, V words, E output embedding size.
+Shape legend: N rows, E features, V classes, K = E + 1 (the bias) rounded up, C rows of a chunk,
+R rows of a block.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
+IGNORE = -100
 
-# Logits of one chunk. On an AVX-512 CPU fewer make the products slow and more leave the cache; a
-# GPU wants long kernels.
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}
+
+def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """The autocast dtype where autocast is on (it leaves float64 alone), else the inputs' own."""
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    device = hidden.device.type
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _chunk_rows(device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
+    """Rows (C, R): of logits at a time, and of those through the softmax at a time.
+
+    Measured for V = 10,000 on a CPU with 2 MB of L2 cache: a block's passes should stay in cache;
+    products want more rows, in bf16 most of all, where each chunk's weight gradient is added up
+    in a pass of its own. On a GPU few large kernels win.
+    """
+    if device.type != "cpu":
+        return 2048, 2048
+    return (256, 64) if dtype == _wide(dtype) else (1024, 32)
+
+
+def _append(matrix: Tensor, column: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """[matrix, column, zeros]: the bias rides in the products, whose rows fill cache lines.
+
+    bf16 products with AMX are up to 1.6 times faster so than at E = 200.
+    """
+    rows, features = matrix.shape
+    align = 64 // dtype.itemsize
+    padded = matrix.new_empty(rows, -(-(features + 1) // align) * align, dtype=dtype)
+    padded[:, :features] = matrix
+    padded[:, features] = column
+    padded[:, features + 1 :] = 0
+    return padded
+
+
+def _softmax_(logits_RV: Tensor, targets_R1: Tensor) -> Tensor:
+    """Turn logits into their softmax in place; returns -ln p of the targets, [R, 1]."""
+    top = logits_RV.amax(1, keepdim=True)
+    target_logit = logits_RV.gather(1, targets_R1)
+    torch.softmax(logits_RV, 1, out=logits_RV)
+    # The largest p is at least 1 / V: its logarithm is exact where that of a target's is not.
+    return top - logits_RV.amax(1, keepdim=True).log() - target_logit
+
+
+def _run(
+    h_NK: Tensor,
+    w_VK: Tensor,
+    targets: Tensor,
+    chunk: int | None,
+    use_gradient: Callable[[slice, Tensor], None] | None = None,
+) -> Tensor:
+    """-ln p of each target [N], 0 where ignored; hands each chunk's d nats / d logits on.
+
+    Rows whose target is ignored are handed on with a gradient that is to be disregarded.
+    """
+    dtype, wide = h_NK.dtype, _wide(h_NK.dtype)
+    nats_N1 = h_NK.new_empty(len(h_NK), 1, dtype=wide)
+    targets_N1 = targets.masked_fill(targets == IGNORE, 0).unsqueeze(1)
+    default_chunk, block = _chunk_rows(h_NK.device, dtype)
+    chunk = chunk or default_chunk
+    buffer_CV = h_NK.new_empty(min(chunk, len(h_NK)), len(w_VK))
+    buffer_RV = None if dtype == wide else h_NK.new_empty(block, len(w_VK), dtype=wide)
+    for start in range(0, len(h_NK), chunk):
+        rows = slice(start, min(start + chunk, len(h_NK)))
+        logits_CV = buffer_CV[: rows.stop - start]
+        torch.mm(h_NK[rows], w_VK.T, out=logits_CV)
+        for logits_RV, targets_R1, nats_R1 in zip(
+            torch.split(logits_CV, block),
+            torch.split(targets_N1[rows], block),
+            torch.split(nats_N1[rows], block),
+            strict=True,
+        ):
+            p_RV = logits_RV if buffer_RV is None else buffer_RV[: len(logits_RV)].copy_(logits_RV)
+            nats_R1.copy_(_softmax_(p_RV, targets_R1))
+            if use_gradient is not None:
+                p_RV.scatter_add_(1, targets_R1, p_RV.new_full((), -1.0).expand_as(targets_R1))
+                if buffer_RV is not None:
+                    logits_RV.copy_(p_RV)
+        if use_gradient is not None:
+            use_gradient(rows, logits_CV)
+    return nats_N1.squeeze(1).masked_fill_(targets == IGNORE, 0)
+
+
+def _nats(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | None
+) -> Tensor:
+    dtype = _product_dtype(hidden, weight)
+    h_NK, w_VK = _append(hidden, 1, dtype), _append(weight, 0 if bias is None else bias, dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _run(h_NK, w_VK, targets, chunk)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk: int | None,
+    ) -> Tensor:
+        dtype = _product_dtype(hidden, weight)
+        needs_h, needs_w, needs_b, *_ = ctx.needs_input_grad
+        h_NK = _append(hidden, 1, dtype)
+        w_VK = _append(weight, 0 if bias is None else bias, dtype)
+        ignored_N1 = (targets == IGNORE).unsqueeze(1)
+        kept_NK = h_NK.masked_fill(ignored_N1, 0)
+        grad_h_NK = torch.empty_like(h_NK) if needs_h else None
+        grad_w_VK = torch.zeros_like(w_VK, dtype=_wide(dtype)) if needs_w or needs_b else None
+
+        def use_gradient(rows: slice, gradient_CV: Tensor) -> None:
+            if grad_h_NK is not None:
+                torch.mm(gradient_CV, w_VK, out=grad_h_NK[rows])
+            if grad_w_VK is None:
+                return
+            if grad_w_VK.dtype == dtype:
+                grad_w_VK.addmm_(gradient_CV.T, kept_NK[rows])
+            else:
+                grad_w_VK.add_(gradient_CV.T @ kept_NK[rows])
+
+        with torch.autocast(hidden.device.type, enabled=False):
+            needed = needs_h or needs_w or needs_b
+            nats = _run(h_NK, w_VK, targets, chunk, use_gradient if needed else None)
+        if grad_h_NK is not None:
+            grad_h_NK.masked_fill_(ignored_N1, 0)
+        ctx.save_for_backward(grad_h_NK, grad_w_VK)
+        ctx.features = hidden.shape[1]
+        return nats.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_h_NK, grad_w_VK = ctx.saved_tensors
+        needs_h, needs_w, needs_b, *_ = ctx.needs_input_grad
+        features = ctx.features
+        return (
+            grad_h_NK[:, :features].to(grad_output.dtype) * grad_output if needs_h else None,
+            grad_w_VK[:, :features] * grad_output if needs_w else None,
+            grad_w_VK[:, features] * grad_output if needs_b else None,
+            None,
+            None,
+        )
 
 
 def linear_cross_entropy(
@@ -28,30 +174,24 @@ def linear_cross_entropy(
     *,
     chunk: int | None = None,
 ) -> Tensor:
-    """The sum over rows of -ln softmax(hidden @ weight.T + bias)[target].
+    """Sum over rows of -ln softmax(hidden @ weight.T + bias)[target], in nats.
 
-    Products run in the autocast dtype where autocast is on. The log-sum-exp and every sum over
-    chunks are in float32 (float64 for float64 inputs). The gradients are computed together with the
-    loss, and only those that are needed.
+    Under `torch.autocast` the products run in the autocast dtype; the softmax, the sum and the
+    weight's gradient are fp32 at least.
 
     Args:
         hidden: [N, E].
-        weight: [V, E], the output embedding.
+        weight: [V, E].
         bias: [V] or None.
-        targets: [N] int64; a row with -100 scores zero and has no gradient.
-        chunk: rows whose logits are alive at a time, default by `CHUNK_LOGITS`.
-
-    Returns:
-        A scalar, in nats.
+        targets: [N] int64; rows of -100 score zero.
+        chunk: rows whose logits are alive at a time, default by device and dtype.
     """
-    parameters = [p for p in (hidden, weight, bias) if p is not None]
-    if not torch.is_grad_enabled() or not any(p.requires_grad for p in parameters):
-        return token_nats(hidden, weight, bias, targets, chunk=chunk).sum()
-    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk)
+    if not torch.is_grad_enabled():
+        return _nats(hidden, weight, bias, targets, chunk).sum()
+    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk)  # type: ignore[no-untyped-call]
     return nats
 
 
-@torch.no_grad()
 def token_nats(
     hidden: Tensor,
     weight: Tensor,
@@ -60,108 +200,6 @@ def token_nats(
     *,
     chunk: int | None = None,
 ) -> Tensor:
-    """-ln softmax(hidden @ weight.T + bias)[target] of each row [N], without gradient.
-
-    Arguments as in `linear_cross_entropy`.
-    """
-    hidden, weight, bias = _autocast(hidden, weight, bias)
-    nats_N = torch.empty(len(hidden), dtype=_accumulator(hidden), device=hidden.device)
-    with torch.autocast(hidden.device.type, enabled=False):
-        for rows in _row_chunks(hidden, weight, chunk):
-            nats_N[rows] = _softmax(hidden[rows], weight, bias, targets[rows]).nats_n
-    return nats_N
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NE: Tensor,
-        weight_VE: Tensor,
-        bias_V: Tensor | None,
-        targets_N: Tensor,
-        chunk: int | None,
-    ) -> Tensor:
-        h_NE, w_VE, b_V = _autocast(hidden_NE, weight_VE, bias_V)
-        sums: dict[str, Any] = {"dtype": _accumulator(h_NE), "device": h_NE.device}
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        nats = torch.zeros((), **sums)
-        d_hidden_NE = torch.zeros(h_NE.shape, **sums) if needs_hidden else None
-        d_weight_VE = torch.zeros(w_VE.shape, **sums) if needs_weight else None
-        d_bias_V = torch.zeros(len(w_VE), **sums) if needs_bias else None
-        with torch.autocast(h_NE.device.type, enabled=False):
-            for rows in _row_chunks(h_NE, w_VE, chunk):
-                s = _softmax(h_NE[rows], w_VE, b_V, targets_N[rows])
-                nats += s.nats_n.sum()
-                # The logits' gradient is (exps - total at the target) / total: the division by
-                # total, and the zero of an ignored row, go to the small factor of each product.
-                d_nV = s.exps_nV.scatter_add_(1, s.targets_n1, -s.total_n1)
-                scale_n1 = s.scored_n1 / s.total_n1
-                if d_bias_V is not None:
-                    d_bias_V.addmv_(d_nV.t(), scale_n1.squeeze(1))
-                d_nV = d_nV.to(h_NE.dtype)
-                if d_hidden_NE is not None:
-                    torch.mul(d_nV @ w_VE, scale_n1, out=d_hidden_NE[rows])
-                if d_weight_VE is not None:
-                    scaled_nE = (h_NE[rows] * scale_n1).to(h_NE.dtype)
-                    if d_weight_VE.dtype == h_NE.dtype:
-                        d_weight_VE.addmm_(d_nV.t(), scaled_nE)
-                    else:
-                        d_weight_VE += d_nV.t() @ scaled_nE
-        ctx.save_for_backward(d_hidden_NE, d_weight_VE, d_bias_V)
-        ctx.dtypes = [None if p is None else p.dtype for p in (hidden_NE, weight_VE, bias_V)]
-        return nats
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_nats: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [
-            None if d is None else (d * d_nats).to(dtype)
-            for d, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return *gradients, None, None
-
-
-class _Softmax(NamedTuple):
-    exps_nV: Tensor  # exp(logit - the row's largest logit)
-    total_n1: Tensor  # the row's sum of exps
-    targets_n1: Tensor  # 0 in place of an ignored target
-    scored_n1: Tensor  # False where the target is ignored
-    nats_n: Tensor
-
-
-def _softmax(hidden_nE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets_n: Tensor) -> Any:
-    logits_nV = torch.nn.functional.linear(hidden_nE, weight_VE, bias_V).to(_accumulator(hidden_nE))
-    logits_nV -= logits_nV.amax(1, keepdim=True)
-    scored_n1 = (targets_n != IGNORED).unsqueeze(1)
-    targets_n1 = targets_n.unsqueeze(1) * scored_n1
-    target_logit_n1 = logits_nV.gather(1, targets_n1)
-    exps_nV = logits_nV.exp_()
-    total_n1 = exps_nV.sum(1, keepdim=True)
-    nats_n1 = torch.where(scored_n1, total_n1.log() - target_logit_n1, 0)
-    return _Softmax(exps_nV, total_n1, targets_n1, scored_n1, nats_n1.squeeze(1))
-
-
-def _row_chunks(hidden_NE: Tensor, weight_VE: Tensor, chunk: int | None) -> list[slice]:
-    """Slices of `chunk` rows, by default the fewest equal ones within `CHUNK_LOGITS`."""
-    n = len(hidden_NE)
-    if chunk is None:
-        limit = CHUNK_LOGITS.get(hidden_NE.device.type, CHUNK_LOGITS["cpu"])
-        n_chunks = -(-n * len(weight_VE) // limit)
-        chunk = -(-n // max(1, n_chunks))
-    return [slice(start, start + chunk) for start in range(0, n, max(1, chunk))]
-
-
-def _autocast(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The arguments in the dtype in which their product runs."""
-    kind = hidden.device.type
-    if not torch.is_autocast_enabled(kind) or hidden.dtype == torch.float64:
-        return hidden, weight, bias
-    dtype = torch.get_autocast_dtype(kind)
-    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _accumulator(hidden: Tensor) -> torch.dtype:
-    return torch.promote_types(hidden.dtype, torch.float32)
+    """The terms of `linear_cross_entropy`, [N] float32, without gradient."""
+    with torch.no_grad():
+        return _nats(hidden, weight, bias, targets, chunk).float()

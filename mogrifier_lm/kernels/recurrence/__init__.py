@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from mogrifier_lm.kernels.recurrence import reference
+from mogrifier_lm.kernels.recurrence import fused, reference
 
-BACKENDS: dict[str, Callable[..., Any]] = {"reference": reference.recurrence}
+BACKENDS: dict[str, Callable[..., Any]] = {
+    "reference": reference.recurrence,
+    "fused": fused.recurrence,
+}
 
 
 def resolve(backend: str, device: str) -> str:
@@ -15,7 +18,7 @@ def resolve(backend: str, device: str) -> str:
         ValueError: an unknown backend, or one that cannot run here, with the reason.
     """
     if backend == "auto":
-        return "reference"
+        return "fused"
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, it must be one of auto, {', '.join(BACKENDS)}")
     return backend

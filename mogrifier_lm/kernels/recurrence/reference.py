@@ -1,4 +1,4 @@
-"""The recurrences, one line per equation: the definition that every faster kernel is tested against.
+"""The recurrences, one line per equation: the definition every faster kernel is tested against.
 
 Shape legend: T time steps, B streams, I input size, H hidden size, k rank.
 Sources: Mogrifier LSTM (Melis et al., arXiv 1909.01792, eq. 1-2); capped input gate (its released
@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 
 class Round(NamedTuple):
-    """One round of mogrification: gate = 2 sigmoid(source @ W.T + bias), W = weight or left @ right.
+    """One round: gate = 2 sigmoid(source @ W.T + bias), W = weight, or left @ right.
 
     `weight` is [target, source] at full rank, else the left factor [target, k]; `right` is
     [k, source] or None; `bias` is [target] or None. Odd rounds gate x by h, even rounds h by x.

@@ -1,0 +1,180 @@
+"""The chunked output loss against torch's own, which keeps all logits.
+
+Row counts of 300 and more span several blocks and chunks of every dtype, the last one not full.
+"""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy, token_nats
+
+V, E = 37, 12
+
+
+def problem(n: int, dtype: torch.dtype = torch.float64, bias: bool = True) -> list[Tensor | None]:
+    """hidden, weight, bias, targets; the largest logits are about 10."""
+    generator = torch.Generator().manual_seed(n)
+    hidden = torch.randn(n, E, generator=generator, dtype=torch.float64)
+    weight = torch.randn(V, E, generator=generator, dtype=torch.float64)
+    bias_V = torch.randn(V, generator=generator, dtype=torch.float64) if bias else None
+    targets = torch.randint(V, (n,), generator=generator)
+    floats = [None if p is None else p.to(dtype).requires_grad_() for p in (hidden, weight, bias_V)]
+    return [*floats, targets]
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return cross_entropy(linear(hidden, weight, bias), targets, reduction="sum")
+
+
+def loss_and_gradients(loss_function, arguments) -> list[Tensor]:
+    loss = loss_function(*arguments)
+    wanted = [a for a in arguments[:3] if a is not None]
+    return [loss.detach(), *torch.autograd.grad(loss / 3, wanted)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n", [1, 23, 256, 301, 1100])
+def test_loss_and_gradients_equal_cross_entropy_on_full_logits(n, bias):
+    arguments = problem(n, bias=bias)
+    expected = loss_and_gradients(plain, arguments)
+    torch.testing.assert_close(loss_and_gradients(linear_cross_entropy, arguments), expected)
+
+
+def test_an_ignored_row_scores_zero_and_has_no_gradient():
+    *floats, targets = problem(301)
+    ignored = [0, 4, 255, 256, 300]
+    targets[ignored] = -100
+    arguments = [*floats, targets]
+    ours = loss_and_gradients(linear_cross_entropy, arguments)
+    torch.testing.assert_close(ours, loss_and_gradients(plain, arguments))
+    assert (ours[1][ignored] == 0).all()
+    assert (token_nats(*arguments)[ignored] == 0).all()
+
+
+def test_gradients_pass_gradcheck():
+    *floats, targets = problem(5)
+    targets[2] = -100
+    assert torch.autograd.gradcheck(lambda *floats: linear_cross_entropy(*floats, targets), floats)
+
+
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True)]
+)
+def test_a_gradient_that_is_not_needed_is_not_given(wanted):
+    arguments = problem(7)
+    expected = loss_and_gradients(plain, arguments)[1:]
+    for argument, needed in zip(arguments[:3], wanted, strict=True):
+        argument.requires_grad_(needed)
+    (linear_cross_entropy(*arguments) / 3).backward()
+    for argument, needed, gradient in zip(arguments[:3], wanted, expected, strict=True):
+        assert (argument.grad is not None) == needed
+        if needed:
+            torch.testing.assert_close(argument.grad, gradient)
+
+
+def test_backward_may_run_twice():
+    arguments = problem(7)
+    loss = linear_cross_entropy(*arguments)
+    first = torch.autograd.grad(loss, arguments[:3], retain_graph=True)
+    second = torch.autograd.grad(2 * loss, arguments[:3])
+    torch.testing.assert_close([2 * g for g in first], list(second))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_low_precision_error_is_at_most_twice_the_plain_ways(precision):
+    exact = loss_and_gradients(plain, problem(1100))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        arguments = problem(1100, torch.float32)
+        ours = loss_and_gradients(linear_cross_entropy, arguments)
+        theirs = loss_and_gradients(plain, arguments)
+    for name, a, b, e in zip(
+        ("loss", "hidden", "weight", "bias"), ours, theirs, exact, strict=True
+    ):
+        assert a.dtype == torch.float32
+        tiny = 1e-6 * e.abs().max()
+        assert (a - e).abs().max() <= 2 * (b - e).abs().max() + tiny, name
+
+
+def test_token_nats_sum_to_the_loss_and_equal_cross_entropy_by_row():
+    arguments = problem(301)
+    nats = token_nats(*arguments)
+    assert not nats.requires_grad
+    nats = nats.double()
+    by_row = cross_entropy(linear(*arguments[:3]), arguments[3], reduction="none").detach()
+    torch.testing.assert_close(nats, by_row, rtol=1e-6, atol=1e-6)
+    loss = linear_cross_entropy(*arguments).detach()
+    torch.testing.assert_close(nats.sum(), loss, rtol=1e-6, atol=0)
+
+
+def test_no_grad_gives_the_same_loss_without_a_graph():
+    arguments = problem(301)
+    with torch.no_grad():
+        loss = linear_cross_entropy(*arguments)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, linear_cross_entropy(*arguments).detach())
+
+
+def test_a_uniform_model_scores_n_ln_v():
+    hidden, targets = torch.randn(50, E), torch.randint(V, (50,))
+    nats = linear_cross_entropy(hidden, torch.zeros(V, E), None, targets)
+    assert nats.item() == pytest.approx(50 * math.log(V), rel=1e-6)
+
+
+def test_nats_of_a_certain_and_of_an_impossible_word_are_exact():
+    logits = torch.tensor([[0.0, 200.0], [0.0, 200.0]])
+    nats = token_nats(logits, torch.eye(2), None, torch.tensor([1, 0]))
+    assert nats.tolist() == [0, 200]
+
+
+def test_no_rows_score_zero():
+    *floats, targets = problem(0)
+    loss, *gradients = loss_and_gradients(linear_cross_entropy, [*floats, targets])
+    assert loss == 0 and all((g == 0).all() for g in gradients)
+
+
+def test_nan_and_inf_do_not_come_out_finite():
+    for value in (math.nan, math.inf):
+        hidden, weight, bias, targets = problem(6, torch.float32)
+        with torch.no_grad():
+            hidden[3, 2] = value
+        loss = linear_cross_entropy(hidden, weight, bias, targets)
+        assert not loss.isfinite()
+
+
+def test_a_target_outside_the_vocabulary_is_an_error():
+    *floats, targets = problem(5)
+    targets[1] = V
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        linear_cross_entropy(*floats, targets)
+
+
+WIKITEXT2_STEP = """
+import resource, sys, torch
+from torch.nn.functional import cross_entropy, linear
+from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy
+N, V, E = 70 * 64, 33278, 400
+hidden, weight = torch.randn(N, E).requires_grad_(), torch.randn(V, E).requires_grad_()
+targets = torch.randint(V, (N,))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "plain":
+    loss = cross_entropy(linear(hidden, weight), targets, reduction="sum")
+else:
+    loss = linear_cross_entropy(hidden, weight, None, targets)
+loss.backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_wikitext2_step_is_a_third_of_the_plain_ways():
+    peak = {
+        way: int(subprocess.check_output([sys.executable, "-c", WIKITEXT2_STEP, way]))
+        for way in ("plain", "chunked")
+    }
+    assert 3 * peak["chunked"] <= peak["plain"], peak
