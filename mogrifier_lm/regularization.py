@@ -34,6 +34,18 @@ class Masks:
     state: Sequence[Tensor | None] = field(default_factory=tuple)
     output: Tensor | None = None
 
+    def flatten(self) -> tuple[Tensor | None, ...]:
+        """The masks as one tuple, for functions of tensors alone."""
+        return self.input, *self.inter_layer, *self.state, self.output
+
+    @classmethod
+    def unflatten(cls, masks: Sequence[Tensor | None]) -> "Masks":
+        """The masks of `flatten`: with L layers there are 1 + (L - 1) + L + 1."""
+        layers = (len(masks) - 1) // 2
+        return cls(
+            input=masks[0], inter_layer=masks[1:layers], state=masks[layers:-1], output=masks[-1]
+        )
+
 
 def draw_masks(
     rates: Rates,

@@ -219,10 +219,11 @@ def build_tracker(
 
 
 def _setup() -> None:
+    """Prepare wandb for login() and init()."""
     import wandb
 
-    # Before login(), which prints who is logged in, and waits 5 s for a dead server to say so;
-    # and which finds no account at all where WANDB_MODE is offline. init() sets a mode of its own.
+    # Unless silent, login() waits 5 s for a dead server to say who is logged in; unless online, as
+    # under WANDB_MODE=offline, it finds no account at all. init() is told a mode of its own.
     wandb.setup(wandb.Settings(silent=True, mode="online"))
 
 

@@ -25,8 +25,9 @@ from mogrifier_lm.config import TrainerConfig
 from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Score
+from mogrifier_lm.graphs import Graphed
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.regularization import Rates, draw_masks
+from mogrifier_lm.regularization import Masks, Rates, draw_masks
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Trainer:
         self.states = model.zero_states(train.batch_size)
         # Sums since the last line of metrics: nats, squared gradient norms, tokens, steps.
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self._update = Graphed(self._update_eagerly, self.device)
 
     # -- saving and resuming -------------------------------------------------------------------
 
@@ -116,15 +118,11 @@ class Trainer:
                 optimizer["state"].setdefault(int(index), {})[slot] = value
             self.optimizer.load_state_dict(optimizer)
             self.lr = values["lr"]
-            self.states = [
-                (
-                    tensors[f"state.{i}.h"].to(self.device),
-                    tensors[f"state.{i}.c"].to(self.device),
-                )
-                for i in range(len(self.states))
-            ]
+            for i, (h, c) in enumerate(self.states):
+                h.copy_(tensors[f"state.{i}.h"])
+                c.copy_(tensors[f"state.{i}.c"])
             self.generator.set_state(tensors["generator"])
-            self.sums = tensors["sums"].to(self.device)
+            self.sums.copy_(tensors["sums"])
             # Asked anew, since a resumed run may have been given further limits.
             self.progress = Progress(**{**values["progress"], "finished": None})
             self.progress.finished = self._finished()
@@ -196,37 +194,56 @@ class Trainer:
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
+            # A cache of cast weights would outlive the update inside a captured graph.
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
     def _step(self) -> None:
-        """One window: loss, gradient, clipping, update; no wait for the device."""
+        """One window; nothing here waits for the device."""
         p = self.progress
         inputs_TB, targets_TB = self.train.window(p.position, self.config.bptt)
+        num_steps, batch_size = inputs_TB.shape
         num_tokens = int((targets_TB != IGNORE).sum())
-        shape = (inputs_TB.shape[0], inputs_TB.shape[1])
-        masks = draw_masks(self.rates, self.model.mask_sizes, shape, self.generator)
+        masks = draw_masks(
+            self.rates, self.model.mask_sizes, (num_steps, batch_size), self.generator
+        )
+        self._update(
+            inputs_TB.to(self.device, non_blocking=True),
+            targets_TB.to(self.device, non_blocking=True),
+            torch.tensor(float(num_tokens), device=self.device),
+            *masks.flatten(),
+            key=self.lr,
+        )
+        p.step += 1
+        p.tokens += num_tokens
+        p.position += num_steps
+        if p.position >= self.train.num_steps:
+            p.epoch, p.position = p.epoch + 1, 0
+            for state in self.states:
+                for tensor in state:
+                    tensor.zero_()
+
+    def _update_eagerly(
+        self,
+        inputs_TB: Tensor,
+        targets_TB: Tensor,
+        num_tokens: Tensor,
+        *masks: Tensor | None,
+    ) -> None:
+        """Loss, gradient, clipping and update of one window; states and sums in their place."""
         with self._precision():
             nats, states = self.model.loss(
-                inputs_TB.to(self.device, non_blocking=True),
-                targets_TB.to(self.device, non_blocking=True),
-                self.states,
-                masks,
+                inputs_TB, targets_TB, self.states, Masks.unflatten(masks)
             )
         self.optimizer.zero_grad(set_to_none=True)
         (nats / num_tokens).backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
         self.optimizer.step()
-        self.states = [(h.detach(), c.detach()) for h, c in states]
         with torch.no_grad():
-            counts = torch.tensor([num_tokens, 1.0], dtype=torch.float64, device=self.device)
-            self.sums += torch.cat([torch.stack([nats.detach(), norm**2]).double(), counts])
-        p.step += 1
-        p.tokens += num_tokens
-        p.position += shape[0]
-        if p.position >= self.train.num_steps:
-            p.epoch, p.position = p.epoch + 1, 0
-            self.states = self.model.zero_states(self.train.batch_size)
+            for old, new in zip(self.states, states, strict=True):
+                old[0].copy_(new[0])
+                old[1].copy_(new[1])
+            self.sums += torch.stack([nats, norm**2, num_tokens, torch.ones_like(nats)])
 
     def _finished(self) -> str | None:
         """Why training ends here, or None."""

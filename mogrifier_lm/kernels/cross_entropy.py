@@ -69,8 +69,7 @@ def _run(
     h_NK: Tensor,
     w_VK: Tensor,
     targets: Tensor,
-    chunk: int | None,
-    use_gradient: Callable[[slice, Tensor], None] | None = None,
+    use_gradient: Callable[[slice, Tensor], None] | None,
 ) -> Tensor:
     """-ln p of each target [N], 0 where ignored; hands each chunk's d nats / d logits on.
 
@@ -79,8 +78,7 @@ def _run(
     dtype, wide = h_NK.dtype, _wide(h_NK.dtype)
     nats_N1 = h_NK.new_empty(len(h_NK), 1, dtype=wide)
     targets_N1 = targets.masked_fill(targets == IGNORE, 0).unsqueeze(1)
-    default_chunk, block = _chunk_rows(h_NK.device, dtype)
-    chunk = chunk or default_chunk
+    chunk, block = _chunk_rows(h_NK.device, dtype)
     buffer_CV = h_NK.new_empty(min(chunk, len(h_NK)), len(w_VK))
     buffer_RV = None if dtype == wide else h_NK.new_empty(block, len(w_VK), dtype=wide)
     for start in range(0, len(h_NK), chunk):
@@ -104,27 +102,20 @@ def _run(
     return nats_N1.squeeze(1).masked_fill_(targets == IGNORE, 0)
 
 
-def _nats(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | None
-) -> Tensor:
+def _nats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     dtype = _product_dtype(hidden, weight)
     h_NK, w_VK = _append(hidden, 1, dtype), _append(weight, 0 if bias is None else bias, dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _run(h_NK, w_VK, targets, chunk)
+        return _run(h_NK, w_VK, targets, None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        chunk: int | None,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
         dtype = _product_dtype(hidden, weight)
-        needs_h, needs_w, needs_b, *_ = ctx.needs_input_grad
+        needs_h, needs_w, needs_b, _ = ctx.needs_input_grad
         h_NK = _append(hidden, 1, dtype)
         w_VK = _append(weight, 0 if bias is None else bias, dtype)
         ignored_N1 = (targets == IGNORE).unsqueeze(1)
@@ -144,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         with torch.autocast(hidden.device.type, enabled=False):
             needed = needs_h or needs_w or needs_b
-            nats = _run(h_NK, w_VK, targets, chunk, use_gradient if needed else None)
+            nats = _run(h_NK, w_VK, targets, use_gradient if needed else None)
         if grad_h_NK is not None:
             grad_h_NK.masked_fill_(ignored_N1, 0)
         ctx.save_for_backward(grad_h_NK, grad_w_VK)
@@ -155,24 +146,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_h_NK, grad_w_VK = ctx.saved_tensors
-        needs_h, needs_w, needs_b, *_ = ctx.needs_input_grad
+        needs_h, needs_w, needs_b, _ = ctx.needs_input_grad
         features = ctx.features
         return (
             grad_h_NK[:, :features].to(grad_output.dtype) * grad_output if needs_h else None,
             grad_w_VK[:, :features] * grad_output if needs_w else None,
             grad_w_VK[:, features] * grad_output if needs_b else None,
             None,
-            None,
         )
 
 
 def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    *,
-    chunk: int | None = None,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
 ) -> Tensor:
     """Sum over rows of -ln softmax(hidden @ weight.T + bias)[target], in nats.
 
@@ -184,22 +169,14 @@ def linear_cross_entropy(
         weight: [V, E].
         bias: [V] or None.
         targets: [N] int64; rows of -100 score zero.
-        chunk: rows whose logits are alive at a time, default by device and dtype.
     """
     if not torch.is_grad_enabled():
-        return _nats(hidden, weight, bias, targets, chunk).sum()
-    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk)  # type: ignore[no-untyped-call]
+        return _nats(hidden, weight, bias, targets).sum()
+    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
     return nats
 
 
-def token_nats(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    *,
-    chunk: int | None = None,
-) -> Tensor:
+def token_nats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """The terms of `linear_cross_entropy`, [N] float32, without gradient."""
     with torch.no_grad():
-        return _nats(hidden, weight, bias, targets, chunk).float()
+        return _nats(hidden, weight, bias, targets).float()

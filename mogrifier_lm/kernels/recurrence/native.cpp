@@ -1,0 +1,504 @@
+// The LSTM recurrence with mogrification on a CPU: the two loops over time of native.py.
+//
+// Every thread owns a range of output features (columns) of every product, for all streams: each
+// weight is read once a step by one core, and what follows a product elementwise touches only the
+// thread's own columns. A barrier stands where a product needs all columns of its source.
+//
+// Shape legend: T steps, B streams, I input size, H hidden size, k rank. Sizes I, H, k are padded
+// to LANES (fp32) or 2 LANES (bf16) with zeros, in tensors and in packed weights, so that no loop
+// has a remainder; zeros stay zeros through every equation. S is the type of sources of products
+// and of saved activations: float, or bf16 with everything else in float.
+
+#include <immintrin.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+typedef int64_t idx;
+constexpr idx LANES = 16;
+typedef float V __attribute__((vector_size(64)));  // split by the compiler where there is no AVX-512
+typedef int32_t VI __attribute__((vector_size(64)));
+typedef uint32_t VU __attribute__((vector_size(64)));
+typedef uint16_t VH __attribute__((vector_size(32)));
+struct bf16 { uint16_t bits; };
+
+template <class T, class P> static inline T get(const P* p) { T v; memcpy(&v, p, sizeof v); return v; }
+static inline V load(const float* p) { return get<V>(p); }
+static inline V load(const bf16* p) { return (V)(__builtin_convertvector(get<VH>(p), VU) << 16); }
+static inline void store(float* p, V v) { memcpy(p, &v, sizeof v); }
+static inline void store(bf16* p, V v) {  // to nearest, ties to even; a NaN stays one
+  VU u = (VU)v, quiet = {};
+  u = (v == v) ? (u + 0x7fff + ((u >> 16) & 1)) >> 16 : quiet + 0x7fc0;
+  VH h = __builtin_convertvector(u, VH);
+  memcpy(p, &h, sizeof h);
+}
+
+// ---------------------------------------------------------------------------------- elementwise
+
+// 1 / x for normal x.
+static inline V inverse(V x) {
+#ifdef __AVX512F__  // an approximation and a Newton step: a third of the division's time
+  V y = (V)_mm512_rcp14_ps((__m512)x);
+  return y * (2.0f - x * y);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// e^x within 1e-7 relative on [-87, 87], the nearer end outside; NaN stays NaN.
+static inline V exponential(V x) {
+  const V zero = {};
+  x = x < -87.0f ? zero - 87.0f : x;
+  x = x > 87.0f ? zero + 87.0f : x;
+  V shifted = x * 1.44269504f + 12582912.0f;  // the integer lands in the low bits
+  V n = shifted - 12582912.0f;
+  V r = x - n * 0.693359375f - n * -2.12194440e-4f;
+  V p = 1.9875691500e-4f * r + 1.3981999507e-3f;  // Cephes expf
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  VI scale = ((VI)shifted - 0x4b400000 + 127) << 23;
+  return p * (V)scale;  // times, not an addition to the exponent bits: that would unmake a NaN
+}
+
+static inline V sigmoid(V x) { return inverse(1.0f + exponential(-x)); }
+
+// Rational approximation of Eigen and of XLA, within 3e-7 relative; NaN stays NaN.
+static inline V tanh_(V x) {
+  const V zero = {}, end = zero + 7.90531110763549805f;
+  x = x < -end ? -end : x;
+  x = x > end ? end : x;
+  V y = x * x;
+  V p = -2.76076847742355e-16f * y + 2.00018790482477e-13f;
+  p = p * y + -8.60467152213735e-11f;
+  p = p * y + 5.12229709037114e-08f;
+  p = p * y + 1.48572235717979e-05f;
+  p = p * y + 6.37261928875436e-04f;
+  p = p * y + 4.89352455891786e-03f;
+  V q = 1.19825839466702e-06f * y + 1.18534705686654e-04f;
+  q = q * y + 2.26843463243900e-03f;
+  q = q * y + 4.89352518554385e-03f;
+  return x * p * inverse(q);
+}
+
+// ------------------------------------------------------------------------------------- products
+
+// A packed matrix: panels of LANES output features, [n / LANES][K][LANES] (bf16: [K / 2][LANES][2]).
+
+#ifdef __AVX512F__
+constexpr int ROWS = 7, PANELS = 4;  // 28 of 32 registers accumulate
+#else
+constexpr int ROWS = 6, PANELS = 1;
+#endif
+
+template <class S> struct Step;  // how many k one step of the inner product takes, and its sum
+template <> struct Step<float> {
+  static constexpr int K = 1;
+  static inline void add(V& sum, const float* source, V w) { sum += *source * w; }
+};
+template <> struct Step<bf16> {
+  static constexpr int K = 2;
+  static inline void add(V& sum, const bf16* source, V w) {
+    uint32_t pair = get<uint32_t>(source);
+#ifdef __AVX512BF16__
+    sum = (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)pair), (__m512bh)w);
+#else
+    sum += get<float>((uint32_t[]){pair << 16}) * (V)((VU)w << 16);
+    sum += get<float>((uint32_t[]){pair & 0xffff0000u}) * (V)((VU)w & 0xffff0000u);
+#endif
+  }
+};
+
+// dst [R, N * LANES] (+)= source [R, K] times N panels; asks for `lines` cache lines of `ahead` at
+// each step, so that the next panels are in the second-level cache when their turn comes.
+template <class S, int R, int N>
+static void tile(float* dst, idx ldd, const S* source, idx lds, const S* panels, idx K, bool add,
+                 const char* ahead, int lines) {
+  V sum[R][N];
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) sum[r][n] = add ? load(dst + r * ldd + n * LANES) : V{};
+  for (idx k = 0; k < K; k += Step<S>::K) {
+    V w[N];
+    for (int n = 0; n < N; n++) w[n] = get<V>(panels + n * K * LANES + k * LANES);
+    for (int l = 0; l < lines; l++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+    for (int r = 0; r < R; r++)
+      for (int n = 0; n < N; n++) Step<S>::add(sum[r][n], source + r * lds + k, w[n]);
+  }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) store(dst + r * ldd + n * LANES, sum[r][n]);
+}
+
+template <class S> using Tile = void (*)(float*, idx, const S*, idx, const S*, idx, bool,
+                                         const char*, int);
+
+template <class S, int N, int R = 1> static Tile<S> tile_of(idx rows) {
+  if constexpr (R < ROWS) {
+    if (rows != R) return tile_of<S, N, R + 1>(rows);
+  }
+  return tile<S, R, N>;
+}
+
+#ifdef __AMX_BF16__
+// As `tile`, for up to 16 rows as configured; reads (and ignores) rows of source beyond `rows`.
+template <int N>
+static void tile_amx(float* dst, idx ldd, const bf16* source, idx lds, const bf16* panels, idx K,
+                     bool add, const char* ahead, idx lines, idx rows) {
+  _tile_zero(0);
+  if (N > 1) _tile_zero(1);
+  if (N > 2) _tile_zero(2);
+  if (N > 3) _tile_zero(3);
+  for (idx k = 0; k < K; k += 32) {
+    const bf16* w = panels + k * LANES;
+    for (int l = 0; l < 16 * lines; l++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+    _tile_loadd(4, source + k, lds * 2);
+    _tile_loadd(5, w, 64);
+    _tile_dpbf16ps(0, 4, 5);
+    if (N > 1) { _tile_loadd(6, w + K * LANES, 64); _tile_dpbf16ps(1, 4, 6); }
+    if (N > 2) { _tile_loadd(7, w + 2 * K * LANES, 64); _tile_dpbf16ps(2, 4, 7); }
+    if (N > 3) { _tile_loadd(5, w + 3 * K * LANES, 64); _tile_dpbf16ps(3, 4, 5); }
+  }
+  alignas(64) float out[4][16][LANES];
+  _tile_stored(0, out[0], 64);
+  if (N > 1) _tile_stored(1, out[1], 64);
+  if (N > 2) _tile_stored(2, out[2], 64);
+  if (N > 3) _tile_stored(3, out[3], 64);
+  for (idx r = 0; r < rows; r++)
+    for (int n = 0; n < N; n++) {
+      float* d = dst + r * ldd + n * LANES;
+      store(d, add ? load(d) + load(out[n][r]) : load(out[n][r]));
+    }
+}
+
+static void configure_tiles(idx rows) {
+  struct { uint8_t palette, start, zeros[14]; uint16_t bytes[16]; uint8_t rows[16]; } c = {1};
+  for (int i = 0; i < 8; i++) c.bytes[i] = 64, c.rows[i] = i < 5 ? (uint8_t)rows : 16;
+  _tile_loadconfig(&c);
+}
+#endif
+
+// The columns of one thread, in panels.
+struct Range { idx begin, end; };
+
+// dst [B, n] (+)= source [B, K] @ matrix [K, n] in the thread's panels; `next` will be read next.
+template <class S>
+static void product(float* dst, idx ldd, const S* source, idx lds, const S* matrix, idx K, idx B,
+                    Range range, bool add, const S* next) {
+#ifdef __AMX_BF16__
+  const idx most = sizeof(S) == 2 ? 16 : ROWS;
+  const idx widest = sizeof(S) == 2 ? 4 : PANELS;
+#else
+  const idx most = ROWS, widest = PANELS;
+#endif
+  const idx blocks = (B + most - 1) / most;
+  for (idx v = range.begin; v < range.end; v += widest) {
+    const idx n = v + widest < range.end ? widest : range.end - v;
+    const S* panels = matrix + v * K * LANES;
+    const char* ahead = (const char*)(v + n < range.end ? panels + n * K * LANES : next);
+    const idx lines = (n + blocks - 1) / blocks;
+    for (idx i = 0; i < blocks; i++) {
+#ifdef __AMX_BF16__
+      if constexpr (sizeof(S) == 2) {
+        const idx height = (B + blocks - 1) / blocks, row = i * height;
+        if (row >= B) break;
+        auto f = n == 4 ? tile_amx<4> : n == 3 ? tile_amx<3> : n == 2 ? tile_amx<2> : tile_amx<1>;
+        f(dst + row * ldd + v * LANES, ldd, source + row * lds, lds, panels, K, add,
+          ahead + i * lines * K * 32, i * lines < n ? lines : 0, B - row < height ? B - row : height);
+        continue;
+      }
+#endif
+      const idx row = B * i / blocks, rows = B * (i + 1) / blocks - row;
+      Tile<S> f = tile_of<S, 1>(rows);
+      if constexpr (PANELS == 4)
+        f = n == 4 ? tile_of<S, 4>(rows) : n == 3 ? tile_of<S, 3>(rows)
+          : n == 2 ? tile_of<S, 2>(rows) : f;
+      f(dst + row * ldd + v * LANES, ldd, source + row * lds, lds, panels, K, add,
+        ahead + i * lines * K * LANES * sizeof(S), i * lines < n ? (int)lines : 0);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------ the loops
+
+extern "C" {
+
+// All sizes padded, all tensors contiguous. Sizes in brackets; slots = T, or 1 without a backward.
+struct Round {
+  idx k;                       // 0 at full rank
+  const void *left, *right;    // packed for the loop that runs; at full rank the matrix is `left`
+  const float* bias;           // [n] or null
+  void *inner, *gates, *targets;   // [slots, B, k or n] of S
+  void *d_inner, *d_gates;
+};
+
+struct Job {
+  idx T, B, I, H, rounds, threads, slots, zigzag, cap, mask_step;  // mask_step 0: one for all t
+  const float *x, *xw;         // [T, B, I]; or its product and bias, [T, B, 4H], where x is not gated
+  const void* x_source;        // x in S, without zigzag
+  const float *bias, *mask;    // [4H], [1 or T, B, H] or null
+  const void *ih, *hh;         // packed
+  const Round* round;
+  float *h, *c, *pre;          // running [B, H], masked h and c; scratch [B, max(4H, I, k)]
+  float *xs;                   // scratch [B, I]
+  float* output;               // [T, B, H]
+  void *hs, *cs, *acts;        // [slots + 1, B, H], states that enter (h masked); [slots, B, 4H]
+  const float* d_output;       // [T, B, H]
+  float *d_h, *d_c, *d_x;      // running [B, H]; [T, B, I]
+  float *d_h0, *d_x0;          // scratch [B, H], [B, I] without zigzag
+  void* d_acts;                // [T, B, 4H]
+};
+}
+
+struct Team {
+  idx rank, size;
+  Range columns(idx n) const {
+    idx panels = n / LANES;
+    return {panels * rank / size, panels * (rank + 1) / size};
+  }
+};
+
+template <class F> static inline void each(idx B, idx ld, Range r, F f) {  // f(offset, column)
+  for (idx b = 0; b < B; b++)
+    for (idx v = r.begin; v < r.end; v++) f(b * ld + v * LANES, v * LANES);
+}
+
+static inline void barrier() {
+#pragma omp barrier
+}
+
+static inline const float* mask_at(const Job& j, idx t) {
+  return j.mask ? j.mask + (t < j.T ? t : j.T - 1) * j.mask_step * j.B * j.H : nullptr;
+}
+
+template <class S> static void forward_loop(const Job& j, Team team) {
+  const idx B = j.B, I = j.I, H = j.H;
+  const Range own_x = team.columns(I), own_h = team.columns(H);
+  const S* first = (const S*)(j.rounds == 0 ? j.hh : j.round[0].k ? j.round[0].right : j.round[0].left);
+  for (idx t = 0; t < j.T; t++) {
+    const idx a = j.slots > 1 ? t : 0;
+    const idx enters = j.slots > 1 ? t : t % 2, leaves = j.slots > 1 ? t + 1 : (t + 1) % 2;
+    const S* h0 = (S*)j.hs + enters * B * H;
+    const S *h = h0, *x = (const S*)j.x_source + t * B * I, *x0 = x;
+    const float* x_prev = j.x + t * B * I;
+    for (idx i = 0; i < j.rounds; i++) {
+      const Round& r = j.round[i];
+      const bool odd = i % 2;
+      const idx n = odd ? H : I, m = odd ? I : H;
+      const S* source = odd ? (j.zigzag ? x : x0) : (j.zigzag ? h : h0);
+      idx K = m;
+      if (r.k) {
+        const Range own = team.columns(r.k);
+        S* z = (S*)r.inner + a * B * r.k;
+        product(j.pre, r.k, source, m, (const S*)r.right, m, B, own, false, (const S*)r.left);
+        each(B, r.k, own, [&](idx p, idx) { store(z + p, load(j.pre + p)); });
+        barrier();
+        source = z, K = r.k;
+      }
+      const Range own = odd ? own_h : own_x;
+      const Round* later = i + 1 < j.rounds ? &r + 1 : nullptr;
+      const void* next = later ? (later->k ? later->right : later->left) : j.ih;
+      float* pre = j.pre;
+      product(pre, n, source, K, (const S*)r.left, K, B, own, false, (const S*)next);
+      S *gates = (S*)r.gates + a * B * n, *targets = (S*)r.targets + a * B * n;
+      const float* prev = odd ? j.h : x_prev;
+      float* now = odd ? j.h : j.xs;
+      each(B, n, own, [&](idx p, idx col) {
+        V pre_p = load(pre + p);
+        V gate = 2.0f * sigmoid(r.bias ? pre_p + load(r.bias + col) : pre_p);
+        V target = gate * load(prev + p);
+        store(gates + p, gate);
+        store(now + p, target);
+        store(targets + p, target);
+      });
+      if (odd) h = targets; else x = targets, x_prev = j.xs;
+      barrier();
+    }
+    for (int g = 0; g < 4; g++) {
+      float* pre = j.pre + g * H;
+      const S *ih = (const S*)j.ih + g * H * I, *hh = (const S*)j.hh + g * H * H;
+      if (!j.xw) product(pre, 4 * H, x, I, ih, I, B, own_h, false, hh);
+      product(pre, 4 * H, h, H, hh, H, B, own_h, !j.xw, g == 3 ? first : j.xw ? hh + H * H : ih + H * I);
+    }
+    S *acts = (S*)j.acts + a * B * 4 * H, *cs = (S*)j.cs + leaves * B * H;
+    S* hs = (S*)j.hs + leaves * B * H;
+    float* output = j.output + t * B * H;
+    const float *mask = mask_at(j, t + 1), *xw = j.xw + t * B * 4 * H;
+    for (idx b = 0; b < B; b++)
+      for (idx v = own_h.begin; v < own_h.end; v++) {
+        const idx col = v * LANES, p = b * H + col;
+        V pre[4];
+        for (int g = 0; g < 4; g++) {
+          const idx q = b * 4 * H + g * H + col;
+          pre[g] = load(j.pre + q);
+          if (j.xw) pre[g] += load(xw + q);
+          else if (j.bias) pre[g] += load(j.bias + g * H + col);
+        }
+        V i = sigmoid(pre[0]), f = sigmoid(pre[1]), u = tanh_(pre[2]), o = sigmoid(pre[3]);
+        V act[4] = {i, f, u, o};
+        for (int g = 0; g < 4; g++) store(acts + b * 4 * H + g * H + col, act[g]);
+        V capped = j.cap ? (i > 1.0f - f ? 1.0f - f : i) : i;
+        V c = f * load(j.c + p) + capped * u;
+        V h_out = o * tanh_(c);
+        store(j.c + p, c);
+        store(cs + p, c);
+        store(output + p, h_out);
+        V h_in = mask ? h_out * load(mask + p) : h_out;
+        store(j.h + p, h_in);
+        store(hs + p, h_in);
+      }
+    barrier();
+  }
+}
+
+template <class S> static void backward_loop(const Job& j, Team team) {
+  const idx B = j.B, I = j.I, H = j.H;
+  const Range own_x = team.columns(I), own_h = team.columns(H);
+  const bool hoisted = j.rounds == 0;
+  for (idx t = j.T - 1; t >= 0; t--) {
+    const S *acts = (S*)j.acts + t * B * 4 * H, *cs = (S*)j.cs + t * B * H;
+    S* d_acts = (S*)j.d_acts + t * B * 4 * H;
+    const float *d_output = j.d_output + t * B * H, *mask = mask_at(j, t);
+    float* d_x = j.d_x + t * B * I;
+    for (idx b = 0; b < B; b++)
+      for (idx v = own_h.begin; v < own_h.end; v++) {
+        const idx p = b * H + v * LANES, q = b * 4 * H + v * LANES;
+        V i = load(acts + q), f = load(acts + q + H), u = load(acts + q + 2 * H);
+        V o = load(acts + q + 3 * H), c_prev = load(cs + p), tc = tanh_(load(cs + B * H + p));
+        V dh = load(j.d_h + p) + load(d_output + p);
+        V dc = load(j.d_c + p) + dh * o * (1.0f - tc * tc);
+        V share = {}, capped = i;
+        share += 1.0f;
+        if (j.cap) {  // half of the gradient to each at ties, as torch.minimum's
+          V rest = 1.0f - f, zero = {};
+          share = i < rest ? share : (i == rest ? share * 0.5f : zero);
+          capped = i < rest ? i : rest;
+        }
+        store(d_acts + q, dc * u * share * i * (1.0f - i));
+        store(d_acts + q + H, dc * (c_prev - (1.0f - share) * u) * f * (1.0f - f));
+        store(d_acts + q + 2 * H, dc * capped * (1.0f - u * u));
+        store(d_acts + q + 3 * H, dh * tc * o * (1.0f - o));
+        store(j.d_c + p, dc * f);
+      }
+    barrier();
+    const Round* last = hoisted ? nullptr : j.round + j.rounds - 1;
+    const S* after = (const S*)(last ? last->left : j.hh);
+    if (!hoisted)
+      product(d_x, I, d_acts, 4 * H, (const S*)j.ih, 4 * H, B, own_x, false, (const S*)j.hh);
+    product(j.d_h, H, d_acts, 4 * H, (const S*)j.hh, 4 * H, B, own_h, false, after);
+    float *d_h0 = j.zigzag ? j.d_h : j.d_h0, *d_x0 = j.zigzag ? d_x : j.d_x0;
+    if (!j.zigzag) {
+      each(B, H, own_h, [&](idx p, idx) { store(d_h0 + p, V{}); });
+      each(B, I, own_x, [&](idx p, idx) { store(d_x0 + p, V{}); });
+    }
+    for (idx i = j.rounds - 1; i >= 0; i--) {
+      const Round& r = j.round[i];
+      const bool odd = i % 2;
+      const idx n = odd ? H : I, m = odd ? I : H;
+      const Range own = odd ? own_h : own_x, own_source = odd ? own_x : own_h;
+      const S *gates = (S*)r.gates + t * B * n, *targets = (S*)r.targets + t * B * n;
+      S* d_gates = (S*)r.d_gates + t * B * n;
+      float *d_target = odd ? j.d_h : d_x, *d_source = odd ? d_x0 : d_h0;
+      each(B, n, own, [&](idx p, idx) {
+        V gate = load(gates + p), d = load(d_target + p);
+        store(d_gates + p, d * load(targets + p) * (1.0f - 0.5f * gate));
+        store(d_target + p, d * gate);
+      });
+      barrier();
+      const S* d = d_gates;
+      const S* next = (const S*)(i ? (&r - 1)->left : j.ih);
+      if (r.k) {
+        const Range own_k = team.columns(r.k);
+        S* d_z = (S*)r.d_inner + t * B * r.k;
+        product(j.pre, r.k, d, n, (const S*)r.left, n, B, own_k, false, (const S*)r.right);
+        each(B, r.k, own_k, [&](idx p, idx) { store(d_z + p, load(j.pre + p)); });
+        barrier();
+        product(d_source, m, d_z, r.k, (const S*)r.right, r.k, B, own_source, true, next);
+      } else {
+        product(d_source, m, d, n, (const S*)r.left, n, B, own_source, true, next);
+      }
+    }
+    each(B, H, own_h, [&](idx p, idx) {
+      V d = load(j.d_h + p);
+      if (!j.zigzag) d += load(d_h0 + p);
+      store(j.d_h + p, mask ? d * load(mask + p) : d);
+    });
+    if (!j.zigzag) each(B, I, own_x, [&](idx p, idx) { store(d_x + p, load(d_x + p) + load(d_x0 + p)); });
+  }
+}
+
+template <class S> static void run(const Job& j, void (*loop)(const Job&, Team)) {
+#pragma omp parallel num_threads((int)j.threads)
+  {
+#ifdef __AMX_BF16__
+    if (sizeof(S) == 2) {
+      const idx blocks = (j.B + 15) / 16;
+      configure_tiles((j.B + blocks - 1) / blocks);
+    }
+#endif
+    loop(j, {omp_get_thread_num(), omp_get_num_threads()});
+#ifdef __AMX_BF16__
+    if (sizeof(S) == 2) _tile_release();
+#endif
+  }
+}
+
+static inline void put(float* panel, idx k, idx n, float v) { panel[k * LANES + n] = v; }
+static inline void put(bf16* panel, idx k, idx n, float v) {
+  V wide = {v};
+  bf16 narrow[LANES];
+  store(narrow, wide);
+  panel[(k / 2 * LANES + n) * 2 + k % 2] = narrow[0];
+}
+
+// Packs a weight [parts * n, m] for source @ weight.T, each part's panels after the last one's, or
+// transposed, for d @ weight, the parts' rows one after the other in each panel.
+template <class S>
+static void pack(S* dst, const float* w, idx n, idx np, idx m, idx mp, idx parts, idx transposed,
+                 idx threads) {
+  const idx outputs = transposed ? m : n, outputs_p = transposed ? mp : np;
+  const idx K = transposed ? n : m, Kp = transposed ? np : mp;
+  const idx step = transposed ? 1 : m, step_k = transposed ? m : 1;
+  const idx stride = LANES * Kp * (transposed ? parts : 1);  // from panel to panel
+  const idx part = transposed ? LANES * Kp : outputs_p * Kp;
+#pragma omp parallel for collapse(2) num_threads((int)threads)
+  for (idx g = 0; g < parts; g++)
+    for (idx v = 0; v < outputs_p / LANES; v++) {
+      S* panel = dst + g * part + v * stride;
+      const float* from = w + g * n * m + v * LANES * step;
+      const idx left = outputs - v * LANES, lanes = left < LANES ? (left > 0 ? left : 0) : LANES;
+      if (lanes < LANES || K < Kp) memset((void*)panel, 0, Kp * LANES * sizeof(S));
+      for (idx k = 0; k < K; k++)
+        for (idx l = 0; l < lanes; l++) put(panel, k, l, from[l * step + k * step_k]);
+    }
+}
+
+extern "C" {
+
+// 0, or 1 where the operating system refuses AMX tiles.
+int prepare() {
+#ifdef __AMX_BF16__
+  return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) != 0;
+#else
+  return 0;
+#endif
+}
+
+void forward_fp32(const Job* j) { run<float>(*j, forward_loop<float>); }
+void forward_bf16(const Job* j) { run<bf16>(*j, forward_loop<bf16>); }
+void backward_fp32(const Job* j) { run<float>(*j, backward_loop<float>); }
+void backward_bf16(const Job* j) { run<bf16>(*j, backward_loop<bf16>); }
+
+void pack_fp32(float* dst, const float* w, idx n, idx np, idx m, idx mp, idx parts, idx transposed,
+               idx threads) {
+  pack(dst, w, n, np, m, mp, parts, transposed, threads);
+}
+void pack_bf16(bf16* dst, const float* w, idx n, idx np, idx m, idx mp, idx parts, idx transposed,
+               idx threads) {
+  pack(dst, w, n, np, m, mp, parts, transposed, threads);
+}
+}

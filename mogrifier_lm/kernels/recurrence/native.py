@@ -1,0 +1,381 @@
+"""The LSTM recurrence on a CPU, its two loops over time in C++ (native.cpp), fp32 and bf16.
+
+The source is compiled by the machine's own compiler on first use and kept in
+${XDG_CACHE_HOME:-~/.cache}/mogrifier_lm/native. What is not sequential stays here: packing the
+weights, the product of an input that no round gates, and the weight gradients.
+
+Shape legend: T time steps, B streams, I input size, H hidden size, n target size of a round,
+k rank; Ip, Hp, kp the sizes padded with zeros to whole vectors.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from ctypes import c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from mogrifier_lm.kernels.recurrence.fused import before, flatten, product_dtype, unflatten
+from mogrifier_lm.kernels.recurrence.reference import Round, Weights
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
+SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+LANES = {torch.float32: 16, torch.bfloat16: 32}  # sizes are padded to multiples of these
+
+
+def unsupported(cell: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot run such a layer here, in one line; None where it can."""
+    if torch.device(device).type != "cpu":
+        return f"the native backend runs on cpu, not on {device}"
+    if dtype != torch.float32:
+        return f"the native backend takes float32 parameters, not {dtype}"
+    if cell != "lstm":
+        return f"the native backend has no {cell} cell"
+    try:
+        library()
+    except OSError as e:
+        return str(e)
+    return None
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled loops.
+
+    Raises:
+        OSError: no compiler, or one that fails, with the reason in one line.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise OSError("the native backend needs a C++ compiler (g++, or the one $CXX names)")
+    # One pool of threads: link the OpenMP runtime that torch has loaded, where it ships one.
+    shipped = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    runtime = [str(shipped[0])] if shipped else ["-fopenmp"]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    cpu = platform.processor() + "".join(_cpu_flags())
+    key = "\n".join((SOURCE.read_text(), *FLAGS, *runtime, version, cpu))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "mogrifier_lm" / "native" / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
+            _execute([compiler, *FLAGS, "-c", str(SOURCE), "-o", compiled])
+            _execute([compiler, "-shared", compiled, *runtime, "-o", linked])
+            os.replace(linked, path)  # atomic: another process may be doing the same
+    loaded = ctypes.CDLL(str(path))
+    if loaded.prepare():
+        raise OSError("the native backend was refused the AMX tiles by the operating system")
+    return loaded
+
+
+def _cpu_flags() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return [line for line in lines if line.startswith(("flags", "Features"))][:1]
+
+
+def _execute(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = next((s for s in done.stderr.splitlines() if "error" in s), f"{done.returncode}")
+        raise OSError(f"the native backend could not be compiled: {command[0]}: {reason}")
+
+
+class _Round(ctypes.Structure):
+    _fields_ = [("k", c_int64)] + [
+        (name, c_void_p) for name in "left right bias inner gates targets d_inner d_gates".split()
+    ]
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        (name, c_int64) for name in "T B I H rounds threads slots zigzag cap mask_step".split()
+    ] + [
+        (name, c_void_p)
+        for name in (
+            "x xw x_source bias mask ih hh round h c pre xs output hs cs acts d_output d_h d_c "
+            "d_x d_h0 d_x0 d_acts"
+        ).split()
+    ]
+
+
+def recurrence(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: Weights,
+    *,
+    cell: str = "lstm",
+    zigzag: bool = True,
+    cap_input_gate: bool = False,
+    state_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.recurrence`, which documents the arguments; `state_mask` has no gradient.
+
+    Raises:
+        ValueError: a cell, device or dtype that this backend does not have.
+    """
+    if reason := unsupported(cell, str(x.device), weights.hh.dtype):
+        raise ValueError(reason)
+    product = product_dtype("cpu", weights.hh.dtype)
+    if product not in SUFFIX:
+        raise ValueError(f"the native backend has products in float32 and bfloat16, not {product}")
+    if product != torch.float32:
+        x, h, c = x.float(), h.float(), c.float()
+    options = (product, zigzag, cap_input_gate)
+    flat = flatten(weights)
+    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, h, c, *flat)):
+        results: tuple[Tensor, Tensor, Tensor] = _Recurrence.apply(  # type: ignore[no-untyped-call]
+            options, x, h, c, state_mask, *flat
+        )
+        return results
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        loop = _Loop(options, x, h, c, state_mask, weights, save=False)
+        return loop.forward(x)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class _Loop:
+    """The buffers of one call, padded and packed as native.cpp wants them.
+
+    `save` keeps what a backward needs: sources of products and activations, of every step, in the
+    dtype of the products.
+    """
+
+    def __init__(
+        self,
+        options: tuple[torch.dtype, bool, bool],
+        x_TBI: Tensor,
+        h: Tensor,
+        c: Tensor,
+        mask: Tensor | None,
+        weights: Weights,
+        save: bool,
+    ) -> None:
+        self.dtype, self.zigzag, self.cap = options
+        self.lanes, self.weights, self.save = LANES[self.dtype], weights, save
+        self.T, self.B, self.I = x_TBI.shape
+        self.H, self.Ip, self.Hp = h.shape[1], self.padded(x_TBI.shape[2]), self.padded(h.shape[1])
+        self.slots = self.T if save else 1
+        self.mask = None if mask is None else self.pad(mask.float())
+        self.x = self.pad(x_TBI)
+        first = h if mask is None else h * mask[0]
+        self.h, self.c = self.pad(first).clone(), self.pad(c).clone()
+        self.hs, self.cs = self.saved(self.Hp, states=True), self.saved(self.Hp, states=True)
+        self.hs[0], self.cs[0] = self.h, self.c
+        self.acts = self.saved(4 * self.Hp)
+        self.targets = [self.saved(self.size(i)) for i in range(len(weights.rounds))]
+        self.gates = [self.saved(self.size(i)) for i in range(len(weights.rounds))]
+        self.inner = [
+            None if r.right is None else self.saved(self.padded(r.right.shape[0]))
+            for r in weights.rounds
+        ]
+        self.x_source = None
+        if not self.zigzag and len(weights.rounds) > 1:
+            self.x_source = self.saved(self.Ip, self.T)
+            self.x_source[: self.T] = self.x
+
+    def padded(self, size: int) -> int:
+        return -(-size // self.lanes) * self.lanes
+
+    def pad(self, tensor: Tensor) -> Tensor:
+        size = tensor.shape[-1]
+        return pad(tensor, (0, self.padded(size) - size)).contiguous()
+
+    def size(self, i: int) -> int:
+        """Padded target size of round i, from 0."""
+        return self.Hp if i % 2 else self.Ip
+
+    def saved(self, size: int, slots: int | None = None, states: bool = False) -> Tensor:
+        """[slots + 1, B, size]; the last, for states the last but one, is only read past its end.
+
+        Products of bf16 tiles read some rows beyond the B that they need.
+        """
+        slots = (self.slots if slots is None else slots) + (2 if states else 1)
+        return torch.empty(slots, self.B, size, dtype=self.dtype)
+
+    def pack(self, weight: Tensor, transposed: bool, parts: int = 1) -> Tensor:
+        """Panels of a weight [parts * n, m] for source @ weight.T, or transposed for d @ weight."""
+        w = weight.detach().contiguous()
+        n, m = w.shape[0] // parts, w.shape[1]
+        packed = torch.empty(parts * self.padded(n) * self.padded(m), dtype=self.dtype)
+        function = getattr(library(), f"pack_{SUFFIX[self.dtype]}")
+        sizes = (n, self.padded(n), m, self.padded(m), parts, transposed, torch.get_num_threads())
+        function(c_void_p(packed.data_ptr()), c_void_p(w.data_ptr()), *map(c_int64, sizes))
+        return packed
+
+    def run(self, name: str, **tensors: Tensor | None) -> None:
+        """Call a loop with the tensors that it has beside those of every job."""
+        backward = name == "backward"
+        keep: list[Tensor | None] = []  # packed weights and padded biases, alive during the call
+
+        def hold(tensor: Tensor | None) -> int | None:
+            keep.append(tensor)
+            return _pointer(tensor)
+
+        w = self.weights
+        rounds = (_Round * len(w.rounds))()
+        for i, r in enumerate(w.rounds):
+            rounds[i] = _Round(
+                k=0 if r.right is None else self.padded(r.right.shape[0]),
+                left=hold(self.pack(r.weight, backward)),
+                right=None if r.right is None else hold(self.pack(r.right, backward)),
+                bias=None if r.bias is None else hold(self.pad(r.bias)),
+                inner=_pointer(self.inner[i]),
+                gates=_pointer(self.gates[i]),
+                targets=_pointer(self.targets[i]),
+                d_inner=_pointer(tensors.pop(f"d_inner{i}", None)),
+                d_gates=_pointer(tensors.pop(f"d_gates{i}", None)),
+            )
+        ranks = [r.k for r in rounds]
+        scratch = torch.empty(self.B * max(4 * self.Hp, self.Ip, *ranks, 0))
+        job = _Job(
+            T=self.T,
+            B=self.B,
+            I=self.Ip,
+            H=self.Hp,
+            rounds=len(rounds),
+            threads=torch.get_num_threads(),
+            slots=self.slots,
+            zigzag=self.zigzag,
+            cap=self.cap,
+            mask_step=0 if self.mask is None else int(self.mask.shape[0] > 1),
+            x=_pointer(self.x),
+            x_source=_pointer(self.x_source),
+            bias=None if w.bias is None else hold(self.pad(w.bias.view(4, self.H))),
+            mask=_pointer(self.mask),
+            ih=hold(self.pack(w.ih, backward, 4)) if w.rounds else None,
+            hh=hold(self.pack(w.hh, backward, 4)),
+            round=ctypes.addressof(rounds),
+            pre=hold(scratch),
+            xs=hold(torch.empty(self.B, self.Ip)),
+            hs=_pointer(self.hs),
+            cs=_pointer(self.cs),
+            acts=_pointer(self.acts),
+            **{key: _pointer(tensor) for key, tensor in tensors.items()},
+        )
+        getattr(library(), f"{name}_{SUFFIX[self.dtype]}")(ctypes.byref(job))
+
+    def forward(self, x_TBI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """output [T, B, H], h [B, H], c [B, H]."""
+        w = self.weights
+        output = torch.empty(self.T, self.B, self.Hp)
+        xw = None
+        if not w.rounds:  # x is not gated: its product waits for no state
+            ih = pad(w.ih.view(4, self.H, self.I), (0, 0, 0, self.Hp - self.H)).flatten(0, 1)
+            rows = x_TBI.flatten(0, 1)
+            xw = (rows.to(self.dtype) @ ih.to(self.dtype).t()).float()
+            if w.bias is not None:
+                xw += self.pad(w.bias.view(4, self.H)).flatten()
+        self.run("forward", output=output, xw=xw, h=self.h, c=self.c)
+        result = output[..., : self.H].contiguous()
+        return result, result[-1].clone(), self.c[:, : self.H].contiguous()
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        options: tuple[torch.dtype, bool, bool],
+        x_TBI: Tensor,
+        h: Tensor,
+        c: Tensor,
+        mask: Tensor | None,
+        *flat: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            loop = _Loop(options, x_TBI, h, c, mask, unflatten(flat), save=True)
+            results = loop.forward(x_TBI)
+        # The buffers are fresh and are no inputs: only the weights need autograd's version check.
+        loop.weights = Weights(loop.hs, loop.hs)
+        ctx.loop = loop
+        ctx.save_for_backward(x_TBI, *flat)
+        return results
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_output: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Any, ...]:
+        x_TBI, *flat = ctx.saved_tensors
+        loop: _Loop = ctx.loop
+        loop.weights = unflatten(tuple(flat))
+        with torch.autocast("cpu", enabled=False):
+            d_x, d_h, d_c, d_weights = _backward(loop, x_TBI, d_output, d_h, d_c)
+        return None, d_x, d_h, d_c, None, *flatten(d_weights)
+
+
+def _backward(
+    loop: _Loop, x_TBI: Tensor, d_output: Tensor, d_h: Tensor, d_c: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Weights]:
+    w, T, B, H, I = loop.weights, loop.T, loop.B, loop.H, loop.I  # noqa: E741
+    d_h, d_c = loop.pad(d_h).clone(), loop.pad(d_c).clone()
+    d_x = torch.empty(T, B, loop.Ip)
+    d_acts = loop.saved(4 * loop.Hp)
+    d_gates = [torch.empty_like(gate) for gate in loop.gates]
+    d_inner = [None if z is None else torch.empty_like(z) for z in loop.inner]
+    separate = (
+        {} if loop.zigzag else {"d_h0": torch.empty_like(d_h), "d_x0": torch.empty_like(d_x[0])}
+    )
+    loop.run(
+        "backward",
+        d_output=loop.pad(d_output),
+        d_h=d_h,
+        d_c=d_c,
+        d_x=d_x,
+        d_acts=d_acts,
+        **separate,
+        **{f"d_gates{i}": d for i, d in enumerate(d_gates)},
+        **{f"d_inner{i}": d for i, d in enumerate(d_inner)},
+    )
+
+    def rows(tensor: Tensor, size: int) -> Tensor:
+        """[T * B, size] of a padded [T + 1 or more, B, ...]."""
+        return tensor[:T].flatten(0, 1)[:, :size]
+
+    def gradient(d: Tensor, source: Tensor) -> Tensor:
+        return (d.t() @ source).float()
+
+    def total(d: Tensor) -> Tensor:
+        return d.sum(0, dtype=torch.float32)
+
+    x0 = x = x_TBI.flatten(0, 1).to(loop.dtype)
+    h0 = h = rows(loop.hs, H)
+    rounds = []
+    for i, r in enumerate(w.rounds):
+        d, z, d_z = rows(d_gates[i], r.weight.shape[0]), loop.inner[i], d_inner[i]
+        source = (x if loop.zigzag else x0) if i % 2 else (h if loop.zigzag else h0)
+        k = r.weight.shape[1]
+        rounds.append(
+            Round(
+                gradient(d, source if z is None else rows(z, k)),
+                None if d_z is None else gradient(rows(d_z, k), source),
+                None if r.bias is None else total(d),
+            )
+        )
+        if i % 2:
+            h = rows(loop.targets[i], H)
+        else:
+            x = rows(loop.targets[i], I)
+    d = rows(d_acts, 4 * loop.Hp)
+    d_ih, d_hh = (gradient(d, s).view(4, loop.Hp, -1)[:, :H].flatten(0, 1) for s in (x, h))
+    d_bias = None if w.bias is None else total(d).view(4, -1)[:, :H].flatten()
+    if w.rounds:
+        d_x = d_x[..., :I]
+    else:
+        ih = pad(w.ih.view(4, H, I), (0, 0, 0, loop.Hp - H)).flatten(0, 1)
+        d_x = (d @ ih.to(loop.dtype)).float().view(T, B, I)
+    return d_x, d_h[:, :H], d_c[:, :H], Weights(d_ih, d_hh, d_bias, tuple(rounds))
