@@ -23,6 +23,7 @@ def weights_after(
     steps: int, device: str, folder: Path, name: str, precision: str, dropout: float
 ) -> torch.Tensor:
     """All weights after some steps over a text whose last window is shorter."""
+    folder.mkdir()
     torch.manual_seed(0)
     model = build_model(ModelConfig(hidden_size=24, rounds=3, num_layers=2), 50, device)
     ids = np.random.default_rng(0).integers(0, 50, 4 * 47).astype(np.uint16)
