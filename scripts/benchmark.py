@@ -1,235 +1,275 @@
-"""Timings against the naive loop, torch.nn.LSTM and the machine's limit, interleaved in one process.
+"""Time the recurrences, and a whole training step, against their peers and the machine's limit.
 
-    python scripts/benchmark.py --threads 1 2 --json benchmark.json
-    python scripts/benchmark.py --parts T70-B64-H912-r5-k84 lm-step --device cuda
+    python scripts/benchmark.py                                  # everything, all threads
+    python scripts/benchmark.py --shape h650-r5 --threads 1
+    python scripts/benchmark.py --shape lm-step --json out.json
+    python scripts/benchmark.py --device cuda
 
-A recurrence's shape, -k for a rank: forward and backward of one layer; naive is `reference` in fp32.
-lm-step: a training step (loss, backward, clip, SGD) of two layers of 200 at rounds 5 on 10,000 words
-and 35 x 20 tokens; naive is the plain LSTM of PyTorch's word-language-model example in fp32. The
-limit is the operations of all products divided by the rate of a large product of the same dtype.
-Nothing is printed unless outputs and gradients of every backend agree with the reference's.
+Every candidate of a table runs in turn, many times, in this one process. A time is forward and
+backward of one layer (lm-step: a whole training step). "naive" is the reference loop under autograd
+in fp32. "limit" is the operations of the layer's products divided by the rate of a large product of
+the same dtype, timed in the same turns; "x limit" is how many times longer than that it took. No
+candidate is timed whose outputs or gradients disagree with the reference.
 """
 
 import argparse
+import contextlib
 import json
+import math
 import platform
-import re
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, embedding, linear
+from torch.nn.functional import cross_entropy
 
 from mogrifier_lm.cells import CellSpec, RecurrentLayer
-from mogrifier_lm.kernels.recurrence import BACKENDS, resolve
-from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy
+from mogrifier_lm.kernels.recurrence import BACKENDS
 
-LM_STEP, WORDS = "lm-step", 10_000
-SHAPES = ["T35-B20-H650-r5", "T35-B20-H256-r5", "T70-B64-H912-r5-k84"]
-PARTS = [*SHAPES, "T35-B20-H650-r0", "T35-B20-H200-r0", LM_STEP]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TINY = {"fp32": 1e-6, "bf16": 2e-3}  # on top of twice the reference's own error
-Step = Callable[[], object]
+Step = Callable[[], None]
 
 
-def autocast(device: str, precision: str) -> torch.autocast:
+class Shape(NamedTuple):
+    steps: int
+    batch: int
+    hidden: int
+    rounds: int
+    rank: int | None = None
+
+    def spec(self) -> CellSpec:
+        size = self.hidden
+        return CellSpec(input_size=size, hidden_size=size, rounds=self.rounds, rank=self.rank)
+
+    def operations(self) -> int:
+        """Of the products of forward and backward: backward has two for each of forward."""
+        matrices = sum(math.prod(s) for s in self.spec().shapes().values() if len(s) == 2)
+        return 3 * 2 * self.steps * self.batch * matrices
+
+
+SHAPES = {
+    "h650-r5": Shape(35, 20, 650, 5),
+    "h256-r5": Shape(35, 20, 256, 5),
+    "h912-r5-rank84": Shape(70, 64, 912, 5, 84),
+    "h650-r0": Shape(35, 20, 650, 0),
+    "h200-r0": Shape(35, 20, 200, 0),
+}
+LM_STEP = "lm-step"  # two layers of 200, tied to 10,000 words, 5 rounds
+PRECISIONS = ("fp32", "bf16")
+LARGEST_ERROR = {"fp32": 1e-4, "bf16": 0.05}  # root mean square, relative
+
+
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
-def refuse_unless_right(spec: CellSpec, backend: str, precision: str, device: str) -> None:
-    """Exit unless a small copy of the layer errs at most twice as much as the reference."""
-    spec = replace(spec, input_size=24, hidden_size=24, rank=spec.rank and min(spec.rank, 8))
-    values = RecurrentLayer(spec, "reference", device).state_dict()
-    x, d_output = torch.randn(2, 7, 3, 24, device=device)
-    h, c = torch.randn(2, 3, 24, device=device).tanh()
-
-    def results(backend: str, precision: str, dtype: torch.dtype) -> list[Tensor]:
-        layer = RecurrentLayer(spec, backend, device).to(dtype)
-        layer.load_state_dict(values)
-        inputs = [tensor.to(dtype).requires_grad_() for tensor in (x, h, c)]
-        with autocast(device, precision):
-            output, _ = layer(inputs[0], (inputs[1], inputs[2]))
-        wanted = [*inputs, *layer.parameters()]
-        return [output, *torch.autograd.grad(output, wanted, d_output.to(output.dtype))]
-
-    exact = results("reference", "fp32", torch.float64)
-    reference, fast = (results(name, precision, torch.float32) for name in ("reference", backend))
-    names = ["output", *(f"gradient of {name}" for name in ("x", "h", "c", *values))]
-    for name, e, r, f in zip(names, exact, reference, fast, strict=True):
-        error, allowed = (float((value - e).norm() / e.norm()) for value in (f, r))
-        if not error <= 2 * allowed + TINY[precision]:
-            sys.exit(f"refused: {backend} {precision} is off by {error:.0e} in {name} of {spec}")
-
-
 def layer_step(
-    name: str, spec: CellSpec, tokens: tuple[int, int], device: str, precision: str
-) -> Step:
-    """Forward and backward of one layer."""
-    (steps, batch), size = tokens, spec.hidden_size
-    x = torch.randn(steps, batch, size, device=device, requires_grad=True)
-    d_output = torch.randn(steps, batch, size, device=device)
-    if name == "nn.LSTM":
-        layer, zeros = nn.LSTM(size, size), torch.zeros(1, batch, size, device=device)
-    else:
-        layer, zeros = RecurrentLayer(spec, name, device), torch.zeros(batch, size, device=device)
-    layer.to(device)
+    layer: nn.Module, shape: Shape, precision: str, device: str
+) -> Callable[[], list[Tensor]]:
+    """Forward and backward of `layer`; returns its output and every gradient."""
+    generator = torch.Generator().manual_seed(0)
+    size = (shape.steps, shape.batch, shape.hidden)
+    x, d_output = (torch.randn(size, generator=generator).to(device) for _ in range(2))
+    zeros = torch.zeros(size[1:], device=device)
+    if isinstance(layer, nn.LSTM):
+        zeros = zeros.unsqueeze(0)
+    x.requires_grad_()
 
-    def step() -> None:
-        layer.zero_grad()
-        x.grad = None
+    def step() -> list[Tensor]:
         with autocast(device, precision):
             output, _ = layer(x, (zeros, zeros))
-        output.backward(d_output.to(output.dtype))
+        inputs = [x, *layer.parameters()]
+        return [output.detach(), *torch.autograd.grad(output, inputs, d_output.to(output.dtype))]
 
     return step
 
 
-class ExampleLM(nn.Module):
-    """PyTorch's word-language-model example, tied: full logits, no dropout."""
+def agrees(backend: str, shape: Shape, precision: str, device: str) -> bool:
+    """Whether output and gradients are the reference's on a small input."""
+    small = shape._replace(steps=5, batch=3, hidden=35, rank=shape.rank and 11)
+    reference = RecurrentLayer(small.spec(), "reference").to(device)
+    layer = RecurrentLayer(small.spec(), backend).to(device)
+    layer.load_state_dict(reference.state_dict())
+    expected = layer_step(reference, small, "fp32", device)()
+    values = layer_step(layer, small, precision, device)()
+    return all(
+        float((v - e).norm() / e.norm()) <= LARGEST_ERROR[precision]
+        for v, e in zip(values, expected, strict=True)
+    )
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(WORDS, size).uniform_(-0.1, 0.1))
-        self.bias = nn.Parameter(torch.zeros(WORDS))
-        self.lstm = nn.LSTM(size, size, 2)
 
-    def loss(self, inputs: Tensor, targets: Tensor, states: None) -> tuple[Tensor, object]:
-        output, states = self.lstm(embedding(inputs, self.weight), states)
-        logits = linear(output.flatten(0, 1), self.weight, self.bias)
-        return cross_entropy(logits, targets.flatten(), reduction="sum"), states
+def large_product(precision: str, device: str) -> tuple[Step, int]:
+    """A product that is as fast as products get, and its operations."""
+    n = 1024 if device == "cpu" else 8192
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out), 2 * n**3
 
 
-def lm_step(
-    name: str, spec: CellSpec, tokens: tuple[int, int], device: str, precision: str
-) -> Step:
-    """A training step of two layers."""
-    inputs, targets = torch.randint(WORDS, (2, *tokens), device=device)
-    if name == "nn.LSTM":
-        model, states = ExampleLM(spec.hidden_size).to(device), None
+def lm_step(backend: str | None, precision: str, device: str) -> Step:
+    """A step of a word-level language model; without a backend, of PyTorch's example of one."""
+    steps, batch, size, words = 35, 20, 200, 10_000
+    tokens, targets = torch.randint(words, (2, steps, batch), device=device)
+    embedding = nn.Embedding(words, size, device=device)
+    bias = nn.Parameter(torch.zeros(words, device=device))
+    layers: list[nn.Module]
+    if backend is None:
+        layers = [nn.LSTM(size, size, num_layers=2, device=device)]
+        zeros = torch.zeros(2, batch, size, device=device)
     else:
-        model = LanguageModel(WORDS, spec.hidden_size, [spec, spec], backend=name, device=device)
-        states = model.zero_states(tokens[1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        spec = CellSpec(input_size=size, hidden_size=size, rounds=5)
+        layers = [RecurrentLayer(spec, backend, device) for _ in range(2)]
+        zeros = torch.zeros(batch, size, device=device)
+    model = nn.ModuleList([embedding, nn.ParameterList([bias]), *layers])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def step() -> None:
         optimizer.zero_grad()
         with autocast(device, precision):
-            nats, _ = model.loss(inputs, targets, states)
-        (nats / targets.numel()).backward()
+            hidden = embedding(tokens)
+            for layer in layers:
+                hidden, _ = layer(hidden, (zeros, zeros))
+            rows, words_N = hidden.flatten(0, 1), targets.flatten()
+            if backend is None:
+                logits = nn.functional.linear(rows, embedding.weight, bias)
+                loss = cross_entropy(logits, words_N)
+            else:
+                loss = linear_cross_entropy(rows, embedding.weight, bias, words_N) / len(words_N)
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.25)
         optimizer.step()
 
     return step
 
 
-def large_product(dtype: torch.dtype, device: str) -> tuple[Step, int]:
-    """A square product, and its operations."""
-    n = 2048 if device == "cpu" else 8192
-    a, b, out = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(3))
-    return lambda: torch.mm(a, b, out=out), 2 * n**3
-
-
-def milliseconds(step: Step, device: str) -> float:
-    if device == "cpu":
-        began = time.perf_counter()
+def interleave(candidates: dict[Any, Step], seconds: float, device: str) -> dict[Any, list[float]]:
+    """Milliseconds of each candidate, all of them in turn for about `seconds`, at least 5 times."""
+    times: dict[Any, list[float]] = {name: [] for name in candidates}
+    for step in candidates.values():
         step()
-        return 1000 * (time.perf_counter() - began)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    step()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
+    end = time.perf_counter() + seconds
+    turns = 0
+    while turns < 5 or time.perf_counter() < end:
+        for name, step in candidates.items():
+            if device == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(1000 * (time.perf_counter() - start))
+        turns += 1
+    return times
 
 
-def measure(part: str, device: str, repeats: int) -> list[dict[str, object]]:
-    """A row per candidate; each repeat times every candidate once, after two that warm up."""
-    shape = "T35-B20-H200-r5" if part == LM_STEP else part
-    match = re.fullmatch(r"T(\d+)-B(\d+)-H(\d+)-r(\d+)(?:-k(\d+))?", shape)
-    if match is None:
-        sys.exit(f"{part} is not a part: give {LM_STEP} or a shape like {', '.join(SHAPES)}")
-    steps, batch, size, rounds, rank = (n and int(n) for n in match.groups())
-    spec = CellSpec(input_size=size, hidden_size=size, rounds=rounds, rank=rank)
-    matrices = [shape for shape in spec.shapes().values() if len(shape) == 2]
-    operations = 6 * steps * batch * sum(rows * columns for rows, columns in matrices)
-    if part == LM_STEP:
-        operations = 2 * operations + 6 * steps * batch * WORDS * size
-
-    peer = ["nn.LSTM"] if part == LM_STEP or rounds == 0 else []
-    timed = {}
-    for name in [*peer, *BACKENDS] if part == LM_STEP else [*BACKENDS, *peer]:
-        for precision in DTYPES:
-            if name in BACKENDS:
-                try:
-                    resolve(name, device)
-                except ValueError as error:
-                    print(f"left out: {error}")
-                    break
-                refuse_unless_right(spec, name, precision, device)
-            build = lm_step if part == LM_STEP else layer_step
-            timed[name, precision] = build(name, spec, (steps, batch), device, precision)
-    for precision, dtype in DTYPES.items():
-        timed["limit", precision], product = large_product(dtype, device)
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
-    for repeat in range(repeats + 2):
-        for key, step in timed.items():
-            elapsed = milliseconds(step, device)
-            if repeat >= 2:
-                times[key].append(elapsed * (operations / product if key[0] == "limit" else 1))
-
-    median = {key: statistics.median(values) for key, values in times.items()}
-    naive = next(iter(median.values()))
-    return [
-        {
-            "candidate": f"{name} {precision}",
-            "ms": median[name, precision],
-            "min_ms": min(times[name, precision]),
-            "times_naive": naive / median[name, precision],
-            "times_limit": median[name, precision] / median["limit", precision],
-            "tokens_per_second": 1000 * steps * batch / median[name, precision],
-        }
-        for name, precision in timed
+def measure(name: str, seconds: float, device: str) -> list[dict[str, Any]]:
+    """The rows of one table."""
+    shape = SHAPES.get(name, Shape(35, 20, 200, 5))
+    candidates: dict[tuple[str, str], Step] = {}
+    wrong = []
+    for precision in PRECISIONS:
+        for backend in BACKENDS:
+            if not agrees(backend, shape, precision, device):
+                wrong.append((backend, precision))
+            elif name == LM_STEP:
+                candidates[backend, precision] = lm_step(backend, precision, device)
+            elif precision == "fp32" or backend != "reference":
+                layer = RecurrentLayer(shape.spec(), backend, device)
+                candidates[backend, precision] = layer_step(layer, shape, precision, device)
+        if name == LM_STEP:
+            candidates["nn.LSTM example", precision] = lm_step(None, precision, device)
+        elif shape.rounds == 0:
+            layer = nn.LSTM(shape.hidden, shape.hidden, device=device)
+            candidates["nn.LSTM", precision] = layer_step(layer, shape, precision, device)
+    products = {("product", p): large_product(p, device) for p in PRECISIONS}
+    times = interleave(candidates | {n: step for n, (step, _) in products.items()}, seconds, device)
+    base = median(times["nn.LSTM example" if name == LM_STEP else "reference", "fp32"])
+    rows: list[dict[str, Any]] = [
+        {"shape": name, "candidate": c, "precision": p, "disagrees": True} for c, p in wrong
     ]
+    for candidate, precision in candidates:
+        ms = times[candidate, precision]
+        row = {"shape": name, "candidate": candidate, "precision": precision, "ms": median(ms)}
+        row |= {"min_ms": min(ms), "repeats": len(ms), "speedup": base / row["ms"]}
+        row["tokens_per_second"] = shape.steps * shape.batch / row["ms"] * 1000
+        if name != LM_STEP:
+            product_ms = median(times["product", precision])
+            rate = products["product", precision][1] / product_ms
+            row |= {"x_limit": row["ms"] * rate / shape.operations(), "gflops": rate / 1e6}
+        rows.append(row)
+    return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def table(name: str, rows: list[dict[str, Any]]) -> str:
+    what = "example" if name == LM_STEP else "naive"
+    lines = [
+        f"{'candidate':<16} {'':<5} {'ms':>8} {'min':>8} {'x ' + what:>10} {'x limit':>8} tokens/s"
+    ]
+    for row in rows:
+        start = f"{row['candidate']:<16} {row['precision']:<5}"
+        if "disagrees" in row:
+            lines.append(f"{start} not timed: its output or gradients disagree with the reference")
+            continue
+        limit = f"{row['x_limit']:8.2f}" if "x_limit" in row else " " * 8
+        lines.append(
+            f"{start} {row['ms']:8.1f} {row['min_ms']:8.1f} {row['speedup']:10.2f} {limit} "
+            f"{row['tokens_per_second']:8.0f}"
+        )
+    return "\n".join(lines)
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    models = (
+        [line for line in info.open() if line.startswith("model name")] if info.exists() else []
     )
-    parser.add_argument("--parts", nargs="+", default=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json", type=Path, help="also write header and tables here")
+    model = models[0].split(":", 1)[1].strip() if models else platform.processor()
+    return f"{model} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    known = [*SHAPES, LM_STEP]
+    parser.add_argument("--shape", nargs="+", default=known, metavar="NAME", help=", ".join(known))
+    parser.add_argument("--threads", type=int, help="CPU threads, default torch's")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=20, help="per table, default 20")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     args = parser.parse_args()
-    header = {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    header["cpu"] = found[1] if found else platform.processor()
-    if args.device == "cuda":
-        header["gpu"] = torch.cuda.get_device_name()
+    if unknown := [name for name in args.shape if name not in known]:
+        print(
+            f"shape {unknown[0]!r} is not known, it must be one of {', '.join(known)}",
+            file=sys.stderr,
+        )
+        return 2
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch finds no CUDA device here", file=sys.stderr)
+        return 2
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    header = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device_name(args.device),
+    }
     print(", ".join(f"{key} {value}" for key, value in header.items()))
-    torch.manual_seed(0)
-    tables = []
-    for threads in args.threads:
-        torch.set_num_threads(threads)
-        for part in args.parts:
-            rows = measure(part, args.device, args.repeats)
-            tables.append({"part": part, "threads": threads, "rows": rows})
-            print(f"\n{part}, {threads} threads, median of {args.repeats}")
-            print(f"{'':16}{'ms':>9}{'min':>9}{'x naive':>9}{'x limit':>9}{'tokens/s':>10}")
-            for row in rows:
-                name, ms, least, naive, limit, rate = row.values()
-                print(f"{name:16}{ms:9.2f}{least:9.2f}{naive:9.2f}{limit:9.2f}{rate:10.0f}")
+    rows = []
+    for name in args.shape:
+        rows += (measured := measure(name, args.seconds, args.device))
+        print(f"\n{name}: {SHAPES.get(name, 'two layers of 200, 5 rounds, 10,000 words, 20 x 35')}")
+        print(table(name, measured), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({**header, "tables": tables}, indent=1))
+        args.json.write_text(json.dumps(header | {"rows": rows}, indent=1) + "\n")
+    return 1 if any("disagrees" in row for row in rows) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
