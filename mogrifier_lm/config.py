@@ -145,6 +145,11 @@ class TrainerConfig:
         "streams of the validations while training (results are scored by `evaluators`)",
         least=1,
     )
+    lr_decay: str = option(
+        "none",
+        "linear: the rate falls to 0 at the end that max_steps or max_epochs sets",
+        choices=("none", "linear"),
+    )
     lr_drop: float = option(
         1.0, "factor on the learning rate when validation has not improved", above=0
     )
@@ -298,6 +303,8 @@ def validate(node: "DictConfig") -> Config:
         raise UserError(
             "no end of training: give trainer.max_epochs, trainer.max_steps or trainer.max_minutes"
         )
+    if trainer.lr_decay == "linear" and trainer.max_epochs is None and trainer.max_steps is None:
+        raise UserError("trainer.lr_decay=linear needs trainer.max_epochs or trainer.max_steps")
     return config
 
 

@@ -9,7 +9,7 @@ WARMUP = 3  # eager calls before a capture, so that lazily made buffers exist
 
 
 class Graphed:
-    """Runs `function` as one captured CUDA graph for each set of shapes and each `key`.
+    """Runs `function` as one captured CUDA graph for each set of shapes.
 
     The recurrence launches thousands of kernels of a few microseconds each; a graph takes away
     the time between them. The function must read and write only its arguments and tensors that
@@ -26,12 +26,12 @@ class Graphed:
         self.calls: dict[object, int] = {}
         self.graphs: dict[object, tuple[torch.cuda.CUDAGraph, tuple[Tensor | None, ...]]] = {}
 
-    def __call__(self, *args: Tensor | None, key: object = None) -> None:
-        """Run on `args`; `key` stands for every plain value that the function depends on."""
+    def __call__(self, *args: Tensor | None) -> None:
+        """Run on `args`, whose values are copied to where the graph reads them."""
         if self.device.type != "cuda":
             self.function(*args)
             return
-        shapes = (key, *(None if a is None else tuple(a.shape) for a in args))
+        shapes = tuple(None if a is None else tuple(a.shape) for a in args)
         self.calls[shapes] = self.calls.get(shapes, 0) + 1
         if self.calls[shapes] <= WARMUP:
             # On a side stream, as capture wants it of the calls before it.

@@ -219,6 +219,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         trainer.progress.run_id = tracker.run_id
         trainer.fit(tracker.log)
         progress = trainer.progress
+        log.info("scoring the best weights")
         scores = score_all(config, model, corpus, ("valid", "test"))
         result = {
             "status": "completed",

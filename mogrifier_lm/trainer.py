@@ -87,6 +87,7 @@ class Trainer:
         self.states = model.zero_states(train.batch_size)
         # Sums since the last line of metrics: nats, squared gradient norms, tokens, steps.
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.peak_lr = self.lr  # before decay
         self._update = Graphed(self._update_eagerly, self.device)
 
     # -- saving and resuming -------------------------------------------------------------------
@@ -100,7 +101,7 @@ class Trainer:
         for i, (h, c) in enumerate(self.states):
             tensors |= {f"state.{i}.h": h, f"state.{i}.c": c}
         tensors |= {"generator": self.generator.get_state(), "sums": self.sums}
-        values = {"progress": asdict(self.progress), "lr": self.lr}
+        values = {"progress": asdict(self.progress), "peak_lr": self.peak_lr}
         checkpoint.save(self.run_dir / checkpoint.LAST, tensors, values)
 
     def load(self) -> None:
@@ -117,7 +118,7 @@ class Trainer:
                 index, slot = key.split(".")
                 optimizer["state"].setdefault(int(index), {})[slot] = value
             self.optimizer.load_state_dict(optimizer)
-            self.lr = values["lr"]
+            self.peak_lr = values["peak_lr"]
             for i, (h, c) in enumerate(self.states):
                 h.copy_(tensors[f"state.{i}.h"])
                 c.copy_(tensors[f"state.{i}.c"])
@@ -142,7 +143,10 @@ class Trainer:
     @lr.setter
     def lr(self, value: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = value
+            if isinstance(group["lr"], Tensor):  # on a GPU, where a captured graph reads it
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -159,7 +163,7 @@ class Trainer:
         began, before = time.monotonic(), p.seconds
         last_save, mark, mark_tokens = began, began, p.tokens
         bar = tqdm(
-            total=self._total_steps(), initial=p.step, unit="step", disable=None, dynamic_ncols=True
+            total=self.total_steps, initial=p.step, unit="step", disable=None, dynamic_ncols=True
         )
         with bar, logging_redirect_tqdm():
             while not p.finished:
@@ -186,8 +190,9 @@ class Trainer:
         best, _ = checkpoint.load(self.run_dir / checkpoint.BEST)
         self.model.load_state_dict(best)
 
-    def _total_steps(self) -> int | None:
-        """Steps until max_steps or max_epochs, for the progress bar; None when only time ends."""
+    @property
+    def total_steps(self) -> int | None:
+        """Steps until max_steps or max_epochs; None when only time ends."""
         epoch = math.ceil(self.train.num_steps / self.config.bptt)
         by_epochs = self.config.max_epochs and epoch * self.config.max_epochs
         return min(filter(None, (self.config.max_steps, by_epochs)), default=None)
@@ -204,6 +209,10 @@ class Trainer:
         inputs_TB, targets_TB = self.train.window(p.position, self.config.bptt)
         num_steps, batch_size = inputs_TB.shape
         num_tokens = int((targets_TB != IGNORE).sum())
+        if self.config.lr_decay == "linear" and self.total_steps is not None:
+            self.lr = self.peak_lr * (1 - p.step / self.total_steps)
+        else:
+            self.lr = self.peak_lr
         masks = draw_masks(
             self.rates, self.model.mask_sizes, (num_steps, batch_size), self.generator
         )
@@ -212,7 +221,6 @@ class Trainer:
             targets_TB.to(self.device, non_blocking=True),
             torch.tensor(float(num_tokens), device=self.device),
             *masks.flatten(),
-            key=self.lr,
         )
         p.step += 1
         p.tokens += num_tokens
@@ -328,5 +336,5 @@ class Trainer:
         self._write({"valid/nats": score.nats / score.words, "valid/ppl": score.ppl}, track)
         if p.since_drop > config.lr_patience and config.lr_drop != 1:
             p.since_drop = 0
-            self.lr = self.lr * config.lr_drop
+            self.peak_lr *= config.lr_drop
         p.finished = p.finished or self._finished()

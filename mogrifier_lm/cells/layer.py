@@ -1,5 +1,8 @@
 """One recurrent layer that owns its parameters."""
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
@@ -16,15 +19,36 @@ class RecurrentLayer(nn.Module):
         spec: cell, sizes and rounds.
         backend: "auto" or a name in `kernels.recurrence.BACKENDS`.
         device: where the parameters live, default cpu.
+
+    Attributes:
+        backend: the name of the one that runs; chosen when the layer is built, and again when its
+            parameters move to another device or dtype.
+
+    Raises:
+        ValueError: a backend that cannot run such a layer, when it is built or moved.
     """
+
+    weight_hh: nn.Parameter
 
     def __init__(self, spec: CellSpec, backend: str = "auto", device: str = "cpu") -> None:
         super().__init__()
         self.spec = spec
-        self.backend = recurrence.resolve(backend, device)
+        self.requested_backend = backend
         for name, shape in spec.shapes().items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device)))
+        self._resolve_backend()
         self.reset_parameters()
+
+    def _resolve_backend(self) -> None:
+        p = self.weight_hh
+        self.backend = recurrence.resolve(
+            self.requested_backend, p.device, cell=self.spec.cell, dtype=p.dtype
+        )
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # what .to(), .cuda() and .double() call
+        self._resolve_backend()
+        return self
 
     def reset_parameters(self) -> None:
         for name, parameter in self.named_parameters():

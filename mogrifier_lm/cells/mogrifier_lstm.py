@@ -1,6 +1,7 @@
 """`MogrifierLSTM`: a drop-in for torch.nn.LSTM with rounds of mogrification before each step."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,10 @@ class MogrifierLSTM(nn.Module):
         batch_first: x and output are [B, T, ...]; default False.
         dropout: rate on the output of every layer but the last, in training mode; default 0.
         backend: "auto", or a name in `mogrifier_lm.kernels.recurrence.BACKENDS`.
+
+    Attributes:
+        backend: the name of the one that runs; chosen when the module is built, and again when its
+            parameters move to another device or dtype.
 
     Raises:
         ValueError: a size, rank, rate or backend that cannot be.
@@ -63,7 +68,7 @@ class MogrifierLSTM(nn.Module):
             raise ValueError(f"dropout is {dropout}, it must lie between 0 and 1")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.dropout = batch_first, dropout
-        self.backend = recurrence.resolve(backend, "cpu")
+        self.requested_backend = backend
         self.specs = [
             CellSpec(
                 input_size=input_size if layer == 0 else hidden_size,
@@ -83,7 +88,17 @@ class MogrifierLSTM(nn.Module):
                 # torch.nn.LSTM has two biases, of which only the sum matters.
                 for key in ("bias_ih", "bias_hh") if name == "bias" else (name,):
                     self.register_parameter(f"{key}_l{layer}", nn.Parameter(torch.empty(shape)))
+        self._resolve_backend()
         self.reset_parameters()
+
+    def _resolve_backend(self) -> None:
+        p = next(self.parameters())
+        self.backend = recurrence.resolve(self.requested_backend, p.device, dtype=p.dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # what .to(), .cuda() and .double() call
+        self._resolve_backend()
+        return self
 
     def reset_parameters(self) -> None:
         for key, parameter in self.named_parameters():

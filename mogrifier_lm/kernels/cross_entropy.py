@@ -39,7 +39,7 @@ def _chunk_rows(device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
     """
     if device.type != "cpu":
         return 2048, 2048
-    return (256, 64) if dtype == _wide(dtype) else (1024, 32)
+    return (256, 64) if dtype == _wide(dtype) else (1024, 64)
 
 
 def _append(matrix: Tensor, column: Tensor | float, dtype: torch.dtype) -> Tensor:

@@ -128,12 +128,12 @@ def test_real_corpora_have_their_published_counts(
     from mogrifier_lm.run import build_corpus
 
     config = validate(compose_config([f"data={name}", f"data.cache_dir={tmp_path}"])).data
-    start = time.perf_counter()
+    start = time.process_time()
     corpus = build_corpus(config, "word")
-    assert time.perf_counter() - start < 10
-    start = time.perf_counter()
+    assert time.process_time() - start < 10
+    start = time.process_time()
     corpus = build_corpus(config, "word")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert not caplog.records
     assert config.expected is not None
     assert len(corpus.tokenizer) == config.expected.types

@@ -1,24 +1,53 @@
 """Recurrences over time: the reference and its fast siblings, one signature."""
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from mogrifier_lm.kernels.recurrence import fused, reference
+import torch
+
+from mogrifier_lm.kernels.recurrence import fused, native, reference
 
 BACKENDS: dict[str, Callable[..., Any]] = {
     "reference": reference.recurrence,
     "fused": fused.recurrence,
+    "native": native.recurrence,
 }
 
 
-def resolve(backend: str, device: str) -> str:
-    """The name of the backend that runs: `auto` is the fastest one that can run on `device`.
+def resolve(
+    backend: str,
+    device: str | torch.device,
+    *,
+    cell: str = "lstm",
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """The name of the backend that runs: `auto` is the fastest one for such a layer on `device`.
+
+    Args:
+        backend: "auto" or a key of `BACKENDS`.
+        device: of the parameters, as torch.device takes it.
+        cell: "lstm", "mlstm" or "rlstm".
+        dtype: of the parameters.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run here, with the reason.
     """
-    if backend == "auto":
-        return "fused"
-    if backend not in BACKENDS:
+    if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend is {backend!r}, it must be one of auto, {', '.join(BACKENDS)}")
-    return backend
+    if backend not in ("auto", "native"):
+        return backend
+    reason = native.unsupported(cell, device, dtype)
+    if reason is None:
+        return "native"
+    if backend == "native":
+        raise ValueError(reason)
+    if torch.device(device).type == "cpu":
+        _say(reason)
+    return "fused"
+
+
+@functools.cache  # once for each reason
+def _say(reason: str) -> None:
+    logging.getLogger(__name__).info("backend auto is fused: %s", reason)

@@ -222,7 +222,7 @@ class _Recurrence(torch.autograd.Function):
         return output, output[-1].clone(), cs_TBH[-1].clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_output: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Any, ...]:
         x_TBI, h, c, mask, output, cs_TBH, acts, px, ph, m, *rest = ctx.saved_tensors
         n = ctx.n_rounds

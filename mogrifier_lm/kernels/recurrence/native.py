@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from mogrifier_lm.kernels.recurrence.fused import before, flatten, product_dtype, unflatten
+from mogrifier_lm.kernels.recurrence.fused import flatten, product_dtype, unflatten
 from mogrifier_lm.kernels.recurrence.reference import Round, Weights
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -34,7 +34,7 @@ SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LANES = {torch.float32: 16, torch.bfloat16: 32}  # sizes are padded to multiples of these
 
 
-def unsupported(cell: str, device: str, dtype: torch.dtype) -> str | None:
+def unsupported(cell: str, device: str | torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run such a layer here, in one line; None where it can."""
     if torch.device(device).type != "cpu":
         return f"the native backend runs on cpu, not on {device}"
@@ -127,7 +127,7 @@ def recurrence(
     Raises:
         ValueError: a cell, device or dtype that this backend does not have.
     """
-    if reason := unsupported(cell, str(x.device), weights.hh.dtype):
+    if reason := unsupported(cell, x.device, weights.hh.dtype):
         raise ValueError(reason)
     product = product_dtype("cpu", weights.hh.dtype)
     if product not in SUFFIX:
