@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from mogrifier_lm.kernels import cross_entropy as kernel
 from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy, token_nats
 
 V, E = 37, 12
@@ -101,6 +102,31 @@ def test_low_precision_error_is_at_most_twice_the_plain_ways(precision):
         assert (a - e).abs().max() <= 2 * (b - e).abs().max() + tiny, name
 
 
+def test_weight_gradients_add_up_in_float32_over_many_bf16_chunks(monkeypatch):
+    exact = loss_and_gradients(plain, problem(1100))
+    monkeypatch.setattr(kernel, "_chunk_rows", lambda device, dtype: (16, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        *_, ours, _ = loss_and_gradients(linear_cross_entropy, problem(1100, torch.float32))
+        *_, theirs, _ = loss_and_gradients(plain, problem(1100, torch.float32))
+    assert (ours - exact[2]).norm() <= 2 * (theirs - exact[2]).norm()
+
+
+def test_autocast_rounds_the_products_alone_and_spares_float64():
+    """Logits that bf16 holds exactly give float32's nats; other logits are rounded."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(V, V, generator=generator)
+    targets = torch.randint(V, (V,), generator=generator)
+    eye = torch.eye(V)
+    rounded = weight.bfloat16().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        nats, double = (
+            token_nats(e, w, None, targets)
+            for e, w in ((eye, weight), (eye.double(), weight.double()))
+        )
+    torch.testing.assert_close(nats, cross_entropy(rounded.T, targets, reduction="none"))
+    torch.testing.assert_close(double, cross_entropy(weight.T, targets, reduction="none"))
+
+
 def test_token_nats_sum_to_the_loss_and_equal_cross_entropy_by_row():
     arguments = problem(301)
     nats = token_nats(*arguments)
@@ -157,9 +183,11 @@ def test_a_target_outside_the_vocabulary_is_an_error():
 WIKITEXT2_STEP = """
 import resource, sys, torch
 from torch.nn.functional import cross_entropy, linear
+from mogrifier_lm.kernels import cross_entropy as kernel
 from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy
 N, V, E = 70 * 64, 33278, 400
-hidden, weight = torch.randn(N, E).requires_grad_(), torch.randn(V, E).requires_grad_()
+hidden, weight = torch.randn(N, E), torch.randn(V, E) / E**0.5  # larger: slow subnormal gradients
+hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
 targets = torch.randint(V, (N,))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if sys.argv[1] == "plain":
