@@ -111,6 +111,7 @@ def lm_step(name: str, shape: Shape, precision: str, device: str) -> Callable[[]
     size, batch = shape.hidden, (shape.steps, shape.batch)
     tokens, targets = torch.randint(WORDS, (2, *batch), device=device)
     embedding = nn.Embedding(WORDS, size, device=device)
+    nn.init.uniform_(embedding.weight, -0.1, 0.1)  # the example's; larger ones mean subnormals
     bias = nn.Parameter(torch.zeros(WORDS, device=device))
     layers: list[nn.Module] = (
         [nn.LSTM(size, size, num_layers=2, device=device)]

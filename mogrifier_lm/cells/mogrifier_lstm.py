@@ -153,16 +153,18 @@ class MogrifierLSTM(nn.Module):
                 f"{self.input_size}"
             )
         batched = x.dim() == 3
+        if x.shape[1 if batched and self.batch_first else 0] == 0:
+            raise ValueError(f"x has shape {tuple(x.shape)}: no time steps")
         x_TBI = (x.transpose(0, 1) if self.batch_first else x) if batched else x.unsqueeze(1)
         expected = (self.num_layers, x_TBI.shape[1], self.hidden_size)
         if state is None:
             h_LBH = c_LBH = x_TBI.new_zeros(expected)
         else:
-            h_LBH, c_LBH = state if batched else (s.unsqueeze(1) for s in state)
-            for name, s in (("h_0", h_LBH), ("c_0", c_LBH)):
-                if tuple(s.shape) != expected:
-                    shape = expected if batched else (expected[0], expected[2])
+            shape = expected if batched else (expected[0], expected[2])
+            for name, s in zip(("h_0", "c_0"), state, strict=True):
+                if tuple(s.shape) != shape:
                     raise ValueError(f"{name} has shape {tuple(s.shape)}, expected {shape}")
+            h_LBH, c_LBH = state if batched else (s.unsqueeze(1) for s in state)
         h_n, c_n = [], []
         for layer, spec in enumerate(self.specs):
             x_TBI, h, c = recurrence.BACKENDS[self.backend](

@@ -1,8 +1,10 @@
 // The LSTM recurrence with mogrification on a CPU: the two loops over time of native.py.
 //
-// Every thread owns a range of output features (columns) of every product, for all streams: each
-// weight is read once a step by one core, and what follows a product elementwise touches only the
-// thread's own columns. A barrier stands where a product needs all columns of its source.
+// Threads share the work in one of two ways. By streams: each thread runs its own rows of B through
+// all steps and never waits. By columns: each owns a range of output features of every product, for
+// all streams; each weight is then read once a step by one core, and what follows a product
+// elementwise touches only the thread's own columns, but a barrier stands where a product needs all
+// columns of its source. native.py chooses.
 //
 // Shape legend: T steps, B streams, I input size, H hidden size, k rank. Sizes I, H, k are padded
 // to LANES (fp32) or 2 LANES (bf16) with zeros, in tensors and in packed weights, so that no loop
@@ -13,6 +15,8 @@
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
+
+#include <vector>
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -30,10 +34,12 @@ template <class T, class P> static inline T get(const P* p) { T v; memcpy(&v, p,
 static inline V load(const float* p) { return get<V>(p); }
 static inline V load(const bf16* p) { return (V)(__builtin_convertvector(get<VH>(p), VU) << 16); }
 static inline void store(float* p, V v) { memcpy(p, &v, sizeof v); }
-static inline void store(bf16* p, V v) {  // to nearest, ties to even; a NaN stays one
+static inline VU narrow(V v) {  // the bits of bf16: to nearest, ties to even; a NaN stays one
   VU u = (VU)v, quiet = {};
-  u = (v == v) ? (u + 0x7fff + ((u >> 16) & 1)) >> 16 : quiet + 0x7fc0;
-  VH h = __builtin_convertvector(u, VH);
+  return (v == v) ? (u + 0x7fff + ((u >> 16) & 1)) >> 16 : quiet + 0x7fc0;
+}
+static inline void store(bf16* p, V v) {
+  VH h = __builtin_convertvector(narrow(v), VH);
   memcpy(p, &h, sizeof h);
 }
 
@@ -104,8 +110,9 @@ template <> struct Step<bf16> {
 #ifdef __AVX512BF16__
     sum = (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)pair), (__m512bh)w);
 #else
-    sum += get<float>((uint32_t[]){pair << 16}) * (V)((VU)w << 16);
-    sum += get<float>((uint32_t[]){pair & 0xffff0000u}) * (V)((VU)w & 0xffff0000u);
+    const uint32_t low = pair << 16, high = pair & 0xffff0000u;
+    sum += get<float>(&low) * (V)((VU)w << 16);
+    sum += get<float>(&high) * (V)((VU)w & 0xffff0000u);
 #endif
   }
 };
@@ -233,12 +240,13 @@ struct Round {
 
 struct Job {
   idx T, B, I, H, rounds, threads, slots, zigzag, cap, mask_step;  // mask_step 0: one for all t
+  idx by_streams, rows, pre_width;  // rows: of B, those of this thread
   const float *x, *xw;         // [T, B, I]; or its product and bias, [T, B, 4H], where x is not gated
   const void* x_source;        // x in S, without zigzag
   const float *bias, *mask;    // [4H], [1 or T, B, H] or null
   const void *ih, *hh;         // packed
   const Round* round;
-  float *h, *c, *pre;          // running [B, H], masked h and c; scratch [B, max(4H, I, k)]
+  float *h, *c, *pre;          // running [B, H], masked h and c; scratch [B, pre_width]
   float *xs;                   // scratch [B, I]
   float* output;               // [T, B, H]
   void *hs, *cs, *acts;        // [slots + 1, B, H], states that enter (h masked); [slots, B, 4H]
@@ -255,6 +263,11 @@ struct Team {
     idx panels = n / LANES;
     return {panels * rank / size, panels * (rank + 1) / size};
   }
+  void barrier() const {
+    if (size > 1) {
+#pragma omp barrier
+    }
+  }
 };
 
 template <class F> static inline void each(idx B, idx ld, Range r, F f) {  // f(offset, column)
@@ -262,16 +275,12 @@ template <class F> static inline void each(idx B, idx ld, Range r, F f) {  // f(
     for (idx v = r.begin; v < r.end; v++) f(b * ld + v * LANES, v * LANES);
 }
 
-static inline void barrier() {
-#pragma omp barrier
-}
-
 static inline const float* mask_at(const Job& j, idx t) {
   return j.mask ? j.mask + (t < j.T ? t : j.T - 1) * j.mask_step * j.B * j.H : nullptr;
 }
 
 template <class S> static void forward_loop(const Job& j, Team team) {
-  const idx B = j.B, I = j.I, H = j.H;
+  const idx B = j.B, R = j.rows, I = j.I, H = j.H;
   const Range own_x = team.columns(I), own_h = team.columns(H);
   const S* first = (const S*)(j.rounds == 0 ? j.hh : j.round[0].k ? j.round[0].right : j.round[0].left);
   for (idx t = 0; t < j.T; t++) {
@@ -289,20 +298,20 @@ template <class S> static void forward_loop(const Job& j, Team team) {
       if (r.k) {
         const Range own = team.columns(r.k);
         S* z = (S*)r.inner + a * B * r.k;
-        product(j.pre, r.k, source, m, (const S*)r.right, m, B, own, false, (const S*)r.left);
-        each(B, r.k, own, [&](idx p, idx) { store(z + p, load(j.pre + p)); });
-        barrier();
+        product(j.pre, r.k, source, m, (const S*)r.right, m, R, own, false, (const S*)r.left);
+        each(R, r.k, own, [&](idx p, idx) { store(z + p, load(j.pre + p)); });
+        team.barrier();
         source = z, K = r.k;
       }
       const Range own = odd ? own_h : own_x;
       const Round* later = i + 1 < j.rounds ? &r + 1 : nullptr;
       const void* next = later ? (later->k ? later->right : later->left) : j.ih;
       float* pre = j.pre;
-      product(pre, n, source, K, (const S*)r.left, K, B, own, false, (const S*)next);
+      product(pre, n, source, K, (const S*)r.left, K, R, own, false, (const S*)next);
       S *gates = (S*)r.gates + a * B * n, *targets = (S*)r.targets + a * B * n;
       const float* prev = odd ? j.h : x_prev;
       float* now = odd ? j.h : j.xs;
-      each(B, n, own, [&](idx p, idx col) {
+      each(R, n, own, [&](idx p, idx col) {
         V pre_p = load(pre + p);
         V gate = 2.0f * sigmoid(r.bias ? pre_p + load(r.bias + col) : pre_p);
         V target = gate * load(prev + p);
@@ -311,19 +320,19 @@ template <class S> static void forward_loop(const Job& j, Team team) {
         store(targets + p, target);
       });
       if (odd) h = targets; else x = targets, x_prev = j.xs;
-      barrier();
+      team.barrier();
     }
     for (int g = 0; g < 4; g++) {
       float* pre = j.pre + g * H;
       const S *ih = (const S*)j.ih + g * H * I, *hh = (const S*)j.hh + g * H * H;
-      if (!j.xw) product(pre, 4 * H, x, I, ih, I, B, own_h, false, hh);
-      product(pre, 4 * H, h, H, hh, H, B, own_h, !j.xw, g == 3 ? first : j.xw ? hh + H * H : ih + H * I);
+      if (!j.xw) product(pre, 4 * H, x, I, ih, I, R, own_h, false, hh);
+      product(pre, 4 * H, h, H, hh, H, R, own_h, !j.xw, g == 3 ? first : j.xw ? hh + H * H : ih + H * I);
     }
     S *acts = (S*)j.acts + a * B * 4 * H, *cs = (S*)j.cs + leaves * B * H;
     S* hs = (S*)j.hs + leaves * B * H;
     float* output = j.output + t * B * H;
     const float *mask = mask_at(j, t + 1), *xw = j.xw + t * B * 4 * H;
-    for (idx b = 0; b < B; b++)
+    for (idx b = 0; b < R; b++)
       for (idx v = own_h.begin; v < own_h.end; v++) {
         const idx col = v * LANES, p = b * H + col;
         V pre[4];
@@ -346,12 +355,12 @@ template <class S> static void forward_loop(const Job& j, Team team) {
         store(j.h + p, h_in);
         store(hs + p, h_in);
       }
-    barrier();
+    team.barrier();
   }
 }
 
 template <class S> static void backward_loop(const Job& j, Team team) {
-  const idx B = j.B, I = j.I, H = j.H;
+  const idx B = j.B, R = j.rows, I = j.I, H = j.H;
   const Range own_x = team.columns(I), own_h = team.columns(H);
   const bool hoisted = j.rounds == 0;
   for (idx t = j.T - 1; t >= 0; t--) {
@@ -359,7 +368,7 @@ template <class S> static void backward_loop(const Job& j, Team team) {
     S* d_acts = (S*)j.d_acts + t * B * 4 * H;
     const float *d_output = j.d_output + t * B * H, *mask = mask_at(j, t);
     float* d_x = j.d_x + t * B * I;
-    for (idx b = 0; b < B; b++)
+    for (idx b = 0; b < R; b++)
       for (idx v = own_h.begin; v < own_h.end; v++) {
         const idx p = b * H + v * LANES, q = b * 4 * H + v * LANES;
         V i = load(acts + q), f = load(acts + q + H), u = load(acts + q + 2 * H);
@@ -379,16 +388,16 @@ template <class S> static void backward_loop(const Job& j, Team team) {
         store(d_acts + q + 3 * H, dh * tc * o * (1.0f - o));
         store(j.d_c + p, dc * f);
       }
-    barrier();
+    team.barrier();
     const Round* last = hoisted ? nullptr : j.round + j.rounds - 1;
     const S* after = (const S*)(last ? last->left : j.hh);
     if (!hoisted)
-      product(d_x, I, d_acts, 4 * H, (const S*)j.ih, 4 * H, B, own_x, false, (const S*)j.hh);
-    product(j.d_h, H, d_acts, 4 * H, (const S*)j.hh, 4 * H, B, own_h, false, after);
+      product(d_x, I, d_acts, 4 * H, (const S*)j.ih, 4 * H, R, own_x, false, (const S*)j.hh);
+    product(j.d_h, H, d_acts, 4 * H, (const S*)j.hh, 4 * H, R, own_h, false, after);
     float *d_h0 = j.zigzag ? j.d_h : j.d_h0, *d_x0 = j.zigzag ? d_x : j.d_x0;
     if (!j.zigzag) {
-      each(B, H, own_h, [&](idx p, idx) { store(d_h0 + p, V{}); });
-      each(B, I, own_x, [&](idx p, idx) { store(d_x0 + p, V{}); });
+      each(R, H, own_h, [&](idx p, idx) { store(d_h0 + p, V{}); });
+      each(R, I, own_x, [&](idx p, idx) { store(d_x0 + p, V{}); });
     }
     for (idx i = j.rounds - 1; i >= 0; i--) {
       const Round& r = j.round[i];
@@ -398,56 +407,106 @@ template <class S> static void backward_loop(const Job& j, Team team) {
       const S *gates = (S*)r.gates + t * B * n, *targets = (S*)r.targets + t * B * n;
       S* d_gates = (S*)r.d_gates + t * B * n;
       float *d_target = odd ? j.d_h : d_x, *d_source = odd ? d_x0 : d_h0;
-      each(B, n, own, [&](idx p, idx) {
+      each(R, n, own, [&](idx p, idx) {
         V gate = load(gates + p), d = load(d_target + p);
         store(d_gates + p, d * load(targets + p) * (1.0f - 0.5f * gate));
         store(d_target + p, d * gate);
       });
-      barrier();
+      team.barrier();
       const S* d = d_gates;
       const S* next = (const S*)(i ? (&r - 1)->left : j.ih);
       if (r.k) {
         const Range own_k = team.columns(r.k);
         S* d_z = (S*)r.d_inner + t * B * r.k;
-        product(j.pre, r.k, d, n, (const S*)r.left, n, B, own_k, false, (const S*)r.right);
-        each(B, r.k, own_k, [&](idx p, idx) { store(d_z + p, load(j.pre + p)); });
-        barrier();
-        product(d_source, m, d_z, r.k, (const S*)r.right, r.k, B, own_source, true, next);
+        product(j.pre, r.k, d, n, (const S*)r.left, n, R, own_k, false, (const S*)r.right);
+        each(R, r.k, own_k, [&](idx p, idx) { store(d_z + p, load(j.pre + p)); });
+        team.barrier();
+        product(d_source, m, d_z, r.k, (const S*)r.right, r.k, R, own_source, true, next);
       } else {
-        product(d_source, m, d, n, (const S*)r.left, n, B, own_source, true, next);
+        product(d_source, m, d, n, (const S*)r.left, n, R, own_source, true, next);
       }
     }
-    each(B, H, own_h, [&](idx p, idx) {
+    each(R, H, own_h, [&](idx p, idx) {
       V d = load(j.d_h + p);
       if (!j.zigzag) d += load(d_h0 + p);
       store(j.d_h + p, mask ? d * load(mask + p) : d);
     });
-    if (!j.zigzag) each(B, I, own_x, [&](idx p, idx) { store(d_x + p, load(d_x + p) + load(d_x0 + p)); });
+    if (!j.zigzag) each(R, I, own_x, [&](idx p, idx) { store(d_x + p, load(d_x + p) + load(d_x0 + p)); });
   }
+}
+
+// The job of `rows` streams from `row` on: every pointer to [.., B, n] moved, `rounds` to fill.
+template <class S> static Job part(Job j, idx row, idx rows, Round* rounds) {
+  auto move = [row](auto*& p, idx n) { if (p) p += row * n; };
+  auto move_void = [row](auto*& p, idx n) { if (p) p = (S*)p + row * n; };
+  j.rows = rows;
+  move(j.x, j.I), move(j.xw, 4 * j.H), move(j.mask, j.H), move(j.output, j.H);
+  move(j.h, j.H), move(j.c, j.H), move(j.pre, j.pre_width), move(j.xs, j.I);
+  move(j.d_output, j.H), move(j.d_h, j.H), move(j.d_c, j.H), move(j.d_x, j.I);
+  move(j.d_h0, j.H), move(j.d_x0, j.I);
+  move_void(j.x_source, j.I), move_void(j.hs, j.H), move_void(j.cs, j.H);
+  move_void(j.acts, 4 * j.H), move_void(j.d_acts, 4 * j.H);
+  for (idx i = 0; i < j.rounds; i++) {
+    Round& r = rounds[i] = j.round[i];
+    const idx n = i % 2 ? j.H : j.I;
+    move_void(r.inner, r.k), move_void(r.d_inner, r.k);
+    move_void(r.gates, n), move_void(r.d_gates, n), move_void(r.targets, n);
+  }
+  j.round = rounds;
+  return j;
 }
 
 template <class S> static void run(const Job& j, void (*loop)(const Job&, Team)) {
 #pragma omp parallel num_threads((int)j.threads)
   {
+    const idx thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    const idx row = j.by_streams ? j.B * thread / threads : 0;
+    const idx rows = j.by_streams ? j.B * (thread + 1) / threads - row : j.B;
+    std::vector<Round> rounds(j.rounds);
+    const Job own = part<S>(j, row, rows, rounds.data());
 #ifdef __AMX_BF16__
     if (sizeof(S) == 2) {
-      const idx blocks = (j.B + 15) / 16;
-      configure_tiles((j.B + blocks - 1) / blocks);
+      const idx blocks = (rows + 15) / 16;
+      configure_tiles((rows + blocks - 1) / blocks);
     }
 #endif
-    loop(j, {omp_get_thread_num(), omp_get_num_threads()});
+    loop(own, j.by_streams ? Team{0, 1} : Team{thread, threads});
 #ifdef __AMX_BF16__
     if (sizeof(S) == 2) _tile_release();
 #endif
   }
 }
 
-static inline void put(float* panel, idx k, idx n, float v) { panel[k * LANES + n] = v; }
-static inline void put(bf16* panel, idx k, idx n, float v) {
-  V wide = {v};
-  bf16 narrow[LANES];
-  store(narrow, wide);
-  panel[(k / 2 * LANES + n) * 2 + k % 2] = narrow[0];
+// -------------------------------------------------------------------------------------- packing
+
+static inline V load_some(const float* p, idx count) {  // zeros from `count` on
+  V v = {};
+  if (count >= LANES) return load(p);
+  if (count > 0) memcpy(&v, p, count * sizeof(float));
+  return v;
+}
+
+static inline void transpose(V (&m)[LANES]) {  // swaps off-diagonal blocks of 8, 4, 2, 1
+  const VI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#pragma GCC unroll 4
+  for (int s = 8; s; s /= 2) {
+    const VI upper = (lane & s) ? lane + 16 - s : lane, lower = (lane & s) ? lane + 16 : lane + s;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+      if (i & s) continue;
+      const V a = m[i], b = m[i + s];
+      m[i] = __builtin_shuffle(a, b, upper);
+      m[i + s] = __builtin_shuffle(a, b, lower);
+    }
+  }
+}
+
+static inline void put(float* panel, const V (&m)[LANES]) {
+  for (int k = 0; k < LANES; k++) store(panel + k * LANES, m[k]);
+}
+static inline void put(bf16* panel, const V (&m)[LANES]) {
+  for (int k = 0; k < LANES; k += 2)
+    store((float*)panel + k / 2 * LANES, (V)(narrow(m[k]) | narrow(m[k + 1]) << 16));
 }
 
 // Packs a weight [parts * n, m] for source @ weight.T, each part's panels after the last one's, or
@@ -455,21 +514,20 @@ static inline void put(bf16* panel, idx k, idx n, float v) {
 template <class S>
 static void pack(S* dst, const float* w, idx n, idx np, idx m, idx mp, idx parts, idx transposed,
                  idx threads) {
-  const idx outputs = transposed ? m : n, outputs_p = transposed ? mp : np;
-  const idx K = transposed ? n : m, Kp = transposed ? np : mp;
-  const idx step = transposed ? 1 : m, step_k = transposed ? m : 1;
+  const idx panels = (transposed ? mp : np) / LANES, Kp = transposed ? np : mp;
   const idx stride = LANES * Kp * (transposed ? parts : 1);  // from panel to panel
-  const idx part = transposed ? LANES * Kp : outputs_p * Kp;
+  const idx part = LANES * Kp * (transposed ? 1 : panels);
 #pragma omp parallel for collapse(2) num_threads((int)threads)
   for (idx g = 0; g < parts; g++)
-    for (idx v = 0; v < outputs_p / LANES; v++) {
-      S* panel = dst + g * part + v * stride;
-      const float* from = w + g * n * m + v * LANES * step;
-      const idx left = outputs - v * LANES, lanes = left < LANES ? (left > 0 ? left : 0) : LANES;
-      if (lanes < LANES || K < Kp) memset((void*)panel, 0, Kp * LANES * sizeof(S));
-      for (idx k = 0; k < K; k++)
-        for (idx l = 0; l < lanes; l++) put(panel, k, l, from[l * step + k * step_k]);
-    }
+    for (idx v = 0; v < panels; v++)
+      for (idx k = 0; k < Kp; k += LANES) {  // LANES x LANES elements at row, column of the part
+        const idx row = transposed ? k : v * LANES, column = transposed ? v * LANES : k;
+        V block[LANES];
+        for (int i = 0; i < LANES; i++)
+          block[i] = load_some(w + (g * n + row + i) * m + column, row + i < n ? m - column : 0);
+        if (!transposed) transpose(block);
+        put(dst + g * part + v * stride + k * LANES, block);
+      }
 }
 
 extern "C" {
