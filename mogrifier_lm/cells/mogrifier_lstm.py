@@ -156,6 +156,8 @@ class MogrifierLSTM(nn.Module):
         if x.shape[1 if batched and self.batch_first else 0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}: no time steps")
         x_TBI = (x.transpose(0, 1) if self.batch_first else x) if batched else x.unsqueeze(1)
+        if x_TBI.shape[0] == 0:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one time step")
         expected = (self.num_layers, x_TBI.shape[1], self.hidden_size)
         if state is None:
             h_LBH = c_LBH = x_TBI.new_zeros(expected)

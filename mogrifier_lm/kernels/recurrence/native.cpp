@@ -93,10 +93,12 @@ static inline V tanh_(V x) {
 // A packed matrix: panels of LANES output features, [n / LANES][K][LANES] (bf16: [K / 2][LANES][2]).
 
 #ifdef __AVX512F__
-constexpr int ROWS = 7, PANELS = 4;  // 28 of 32 registers accumulate
+constexpr int ROWS = 6, PANELS = 4;  // 24 of 32 registers accumulate; a 7th row spilled one
 #else
 constexpr int ROWS = 6, PANELS = 1;
 #endif
+
+constexpr idx DEPTH = 128;  // inputs of 4 panels at a time, 32 KiB: they stay in the first-level cache
 
 template <class S> struct Step;  // how many k one step of the inner product takes, and its sum
 template <> struct Step<float> {
@@ -117,18 +119,21 @@ template <> struct Step<bf16> {
   }
 };
 
-// dst [R, N * LANES] (+)= source [R, K] times N panels; asks for `lines` cache lines of `ahead` at
-// each step, so that the next panels are in the second-level cache when their turn comes.
+// dst [R, N * LANES] (+)= source [R, K] times N panels that lie `stride` elements apart. Asks for
+// what lies `ahead`, going on by `step` bytes each time, so that the next panels are in the
+// second-level cache when their turn comes.
 template <class S, int R, int N>
-static void tile(float* dst, idx ldd, const S* source, idx lds, const S* panels, idx K, bool add,
-                 const char* ahead, int lines) {
+static void tile(float* dst, idx ldd, const S* source, idx lds, const S* panels, idx stride, idx K,
+                 bool add, const char* ahead, idx step) {
   V sum[R][N];
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) sum[r][n] = add ? load(dst + r * ldd + n * LANES) : V{};
   for (idx k = 0; k < K; k += Step<S>::K) {
     V w[N];
-    for (int n = 0; n < N; n++) w[n] = get<V>(panels + n * K * LANES + k * LANES);
-    for (int l = 0; l < lines; l++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+    for (int n = 0; n < N; n++) w[n] = get<V>(panels + n * stride + k * LANES);
+    _mm_prefetch(ahead, _MM_HINT_T1);
+    _mm_prefetch(ahead + 64, _MM_HINT_T1);
+    ahead += step;
     for (int r = 0; r < R; r++)
       for (int n = 0; n < N; n++) Step<S>::add(sum[r][n], source + r * lds + k, w[n]);
   }
@@ -136,8 +141,8 @@ static void tile(float* dst, idx ldd, const S* source, idx lds, const S* panels,
     for (int n = 0; n < N; n++) store(dst + r * ldd + n * LANES, sum[r][n]);
 }
 
-template <class S> using Tile = void (*)(float*, idx, const S*, idx, const S*, idx, bool,
-                                         const char*, int);
+template <class S> using Tile = void (*)(float*, idx, const S*, idx, const S*, idx, idx, bool,
+                                         const char*, idx);
 
 template <class S, int N, int R = 1> static Tile<S> tile_of(idx rows) {
   if constexpr (R < ROWS) {
@@ -202,25 +207,30 @@ static void product(float* dst, idx ldd, const S* source, idx lds, const S* matr
     const idx n = v + widest < range.end ? widest : range.end - v;
     const S* panels = matrix + v * K * LANES;
     const char* ahead = (const char*)(v + n < range.end ? panels + n * K * LANES : next);
-    const idx lines = (n + blocks - 1) / blocks;
-    for (idx i = 0; i < blocks; i++) {
+    const idx lines = n > blocks ? 2 : 1;
 #ifdef __AMX_BF16__
-      if constexpr (sizeof(S) == 2) {
-        const idx height = (B + blocks - 1) / blocks, row = i * height;
-        if (row >= B) break;
-        auto f = n == 4 ? tile_amx<4> : n == 3 ? tile_amx<3> : n == 2 ? tile_amx<2> : tile_amx<1>;
+    if constexpr (sizeof(S) == 2) {
+      auto f = n == 4 ? tile_amx<4> : n == 3 ? tile_amx<3> : n == 2 ? tile_amx<2> : tile_amx<1>;
+      const idx height = (B + blocks - 1) / blocks;
+      for (idx row = 0, i = 0; row < B; row += height, i++)
         f(dst + row * ldd + v * LANES, ldd, source + row * lds, lds, panels, K, add,
           ahead + i * lines * K * 32, i * lines < n ? lines : 0, B - row < height ? B - row : height);
-        continue;
-      }
+      continue;
+    }
 #endif
-      const idx row = B * i / blocks, rows = B * (i + 1) / blocks - row;
-      Tile<S> f = tile_of<S, 1>(rows);
-      if constexpr (PANELS == 4)
-        f = n == 4 ? tile_of<S, 4>(rows) : n == 3 ? tile_of<S, 3>(rows)
-          : n == 2 ? tile_of<S, 2>(rows) : f;
-      f(dst + row * ldd + v * LANES, ldd, source + row * lds, lds, panels, K, add,
-        ahead + i * lines * K * LANES * sizeof(S), i * lines < n ? (int)lines : 0);
+    const char* end = ahead + n * K * LANES * sizeof(S);
+    for (idx k = 0; k < K; k += DEPTH) {
+      const idx depth = K - k < DEPTH ? K - k : DEPTH;
+      for (idx i = 0; i < blocks; i++) {
+        const idx row = B * i / blocks, rows = B * (i + 1) / blocks - row;
+        Tile<S> f = tile_of<S, 1>(rows);
+        if constexpr (PANELS == 4)
+          f = n == 4 ? tile_of<S, 4>(rows) : n == 3 ? tile_of<S, 3>(rows)
+            : n == 2 ? tile_of<S, 2>(rows) : f;
+        f(dst + row * ldd + v * LANES, ldd, source + row * lds + k, lds, panels + k * LANES,
+          K * LANES, depth, add || k, ahead, ahead < end ? 64 * lines : 0);
+        ahead += lines * depth / Step<S>::K * 64;
+      }
     }
   }
 }

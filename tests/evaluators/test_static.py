@@ -1,0 +1,65 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mogrifier_lm.config import ModelConfig, StaticConfig
+from mogrifier_lm.data import Split
+from mogrifier_lm.evaluators import Score, static
+from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.run import build_model
+
+V, N = 31, 203
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    torch.manual_seed(0)
+    return build_model(ModelConfig(hidden_size=12, rounds=3), V)
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    ids = np.random.default_rng(0).integers(0, V, N).astype(np.uint16)
+    return Split(ids=ids, words=190, bytes=1000, sha256="")
+
+
+def score(model: LanguageModel, split: Split, batch_size: int = 1, window: int = 64) -> Score:
+    return static(model, split, 0, StaticConfig(batch_size=batch_size, window=window))
+
+
+@pytest.mark.parametrize("window", [1, 7, 64, 1000])
+def test_the_window_does_not_change_the_score(
+    model: LanguageModel, split: Split, window: int
+) -> None:
+    assert score(model, split, window=window).nats == pytest.approx(
+        score(model, split, window=N).nats, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_every_token_is_scored_at_any_batch_size(
+    model: LanguageModel, split: Split, batch_size: int
+) -> None:
+    found = score(model, split, batch_size)
+    assert (found.tokens, found.words, found.bytes) == (N, 190, 1000)
+    for parameter in (uniform := build_model(ModelConfig(hidden_size=4), V)).parameters():
+        torch.nn.init.zeros_(parameter)
+    assert score(uniform, split, batch_size).nats == pytest.approx(N * math.log(V), rel=1e-6)
+
+
+def test_the_score_is_one_pass_by_hand(model: LanguageModel, split: Split) -> None:
+    """An <eos> is fed before the first token; the state is carried to the end."""
+    tokens = torch.from_numpy(split.ids.astype(np.int64))[:, None]
+    inputs = torch.cat([torch.zeros(1, 1, dtype=torch.int64), tokens[:-1]])
+    with torch.no_grad():
+        hidden, _ = model.encode(inputs, model.zero_states(1))
+        logits = hidden @ model.output_weight.T + model.output_bias
+    expected = torch.nn.functional.cross_entropy(logits, tokens[:, 0], reduction="sum")
+    assert score(model, split).nats == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_perplexity_is_per_word_from_sums_divided_once() -> None:
+    assert Score(nats=20.0, tokens=9, words=10, bytes=50).ppl == pytest.approx(math.exp(2))
+    assert Score(nats=1e6, tokens=1, words=1, bytes=1).ppl == math.inf
