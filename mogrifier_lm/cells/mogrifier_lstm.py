@@ -153,8 +153,6 @@ class MogrifierLSTM(nn.Module):
                 f"{self.input_size}"
             )
         batched = x.dim() == 3
-        if x.shape[1 if batched and self.batch_first else 0] == 0:
-            raise ValueError(f"x has shape {tuple(x.shape)}: no time steps")
         x_TBI = (x.transpose(0, 1) if self.batch_first else x) if batched else x.unsqueeze(1)
         if x_TBI.shape[0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one time step")
