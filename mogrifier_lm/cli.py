@@ -125,10 +125,16 @@ def _train(node: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     multirun = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
+    holds_run, begun = (folder / "checkpoints").exists(), False
     try:
+        if holds_run and not node.resume:
+            raise UserError(
+                f"{folder} holds a run already: resume={folder}, or take another folder"
+            )
         config = resume_config(node, folder, overrides) if node.resume else validate(node)
         # Written before torch is imported: from here on a run that is killed can be resumed.
         save_config(config, folder)
+        begun = True
         from mogrifier_lm.run import run
 
         return run(config, folder, overrides, sweep=folder.parent.name if multirun else None)
@@ -136,7 +142,9 @@ def _train(node: DictConfig) -> float:
         interrupted = isinstance(error, KeyboardInterrupt)
         status = "interrupted" if interrupted else "failed"
         reason = explain(error) or type(error).__name__
-        write_json(folder / "summary.json", {"status": status, "error": reason, "seed": node.seed})
+        if begun or not holds_run:  # a command that is refused leaves the run that is there alone
+            failure = {"status": status, "error": reason, "seed": node.seed}
+            write_json(folder / "summary.json", failure)
         if interrupted or isinstance(error, EXPECTED):
             log.error("run %s: %s", status, reason)
         else:

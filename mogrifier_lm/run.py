@@ -174,8 +174,6 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     valid = corpus.splits["valid"]
     valid_streams = min(config.trainer.valid_batch_size, len(valid.ids))
     resuming = (run_dir / checkpoint.LAST).is_file()
-    if resuming and not config.resume:
-        raise UserError(f"{run_dir} holds a run already: resume={run_dir}, or take another folder")
     if not resuming:
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run cut before a checkpoint
     corpus.tokenizer.save(run_dir / "tokenizer.json")

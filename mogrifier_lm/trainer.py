@@ -1,6 +1,6 @@
 """The training loop: truncated backpropagation with carried state, exactly resumable.
 
-Everything that the next step depends on stands in `Trainer.state`: a run that is killed at any
+Everything that the next step depends on is written by `Trainer.save`: a run that is killed at any
 moment and resumed goes on from the last checkpoint to the same weights, bit for bit on one device
 and thread count.
 """

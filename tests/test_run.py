@@ -115,6 +115,10 @@ def test_resume_takes_further_limits_and_refuses_another_model(
     refused = train([f"resume={run_dir}", "model.rounds=1"], tmp_path)
     assert refused.returncode == 1
     assert "model.rounds=1: a run goes on as it was begun" in refused.stderr
+    again = train([*small, f"hydra.run.dir={run_dir}", "seed=2"], tmp_path)
+    assert again.returncode == 1 and "holds a run already" in again.stderr
+    assert figures(run_dir)["status"] == "completed", "a refused command took the run's summary"
+    assert "seed: 1\n" in (run_dir / "config.yaml").read_text()
     assert train([f"resume={run_dir}", "trainer.max_steps=20"], tmp_path).returncode == 0
     assert figures(run_dir)["steps"] == 20
 

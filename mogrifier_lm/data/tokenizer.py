@@ -17,8 +17,8 @@ class WordTokenizer:
     """A word a token, split at white space; one <eos> ends every line, blank lines too.
 
     Ids are ordered by falling frequency in the training text, ties by spelling. Words that the
-    training text lacks become <unk>, which is in the vocabulary whether the text has it or not:
-    only where the text holds it or an evaluation text needs it.
+    training text lacks become <unk>, which is in the vocabulary only where the training text holds
+    it or an evaluation text needs it.
 
     Args:
         words: the vocabulary, position = id; holds <eos>.
