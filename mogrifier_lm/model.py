@@ -150,10 +150,26 @@ class LanguageModel(nn.Module):
         return nats, states
 
     @torch.no_grad()
+    def output_nats(self, hidden: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:
+        """-ln p of each target [N] float32 given what `encode` returned, 0 where it is IGNORE.
+
+        `temperature` multiplies the logits (as in LAMB): below 1 it flattens the distribution.
+        """
+        bias: Tensor = self.output_bias
+        if temperature != 1:
+            hidden, bias = hidden * temperature, bias * temperature
+        return token_nats(hidden, self.output_weight, bias, targets_N)
+
+    @torch.no_grad()
     def token_nats(
-        self, inputs_TB: Tensor, targets_TB: Tensor, states: States
+        self,
+        inputs_TB: Tensor,
+        targets_TB: Tensor,
+        states: States,
+        masks: Masks | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, States]:
         """-ln p of each target [T, B] float32, 0 where it is IGNORE, and the new states."""
-        hidden, states = self.encode(inputs_TB, states)
-        nats = token_nats(hidden, self.output_weight, self.output_bias, targets_TB.flatten())
+        hidden, states = self.encode(inputs_TB, states, masks)
+        nats = self.output_nats(hidden, targets_TB.flatten(), temperature)
         return nats.view_as(targets_TB), states

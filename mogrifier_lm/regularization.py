@@ -1,7 +1,7 @@
 """Dropout as masks that are drawn first and passed in: the model itself holds no randomness."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,11 @@ class Rates:
     state: float = 0.0
     output: float = 0.0
     per_step: bool = False
+
+    def scaled(self, factor: float) -> "Rates":
+        """Every rate times `factor`."""
+        rates = {k: v * factor for k, v in vars(self).items() if k != "per_step"}
+        return replace(self, **rates)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from mogrifier_lm import checkpoint, provenance
-from mogrifier_lm.config import Config, DataConfig, ModelConfig, StaticConfig, write_json
+from mogrifier_lm.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    RegularizationConfig,
+    StaticConfig,
+    write_json,
+)
 from mogrifier_lm.data import Corpus, Source, Streams, WordTokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
 from mogrifier_lm.errors import UserError
@@ -91,6 +98,16 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
         return build(low, device)
     except ValueError as error:
         raise UserError(f"model.{error}") from error
+
+
+def build_rates(config: RegularizationConfig) -> Rates:
+    return Rates(
+        input=config.input_dropout,
+        inter_layer=config.inter_layer_dropout,
+        state=config.state_dropout,
+        output=config.output_dropout,
+        per_step=config.per_step,
+    )
 
 
 def check_device(name: str) -> str:
@@ -193,13 +210,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         model=model,
         train=train,
         optimizer=build_optimizer(config.optimizer, model.parameters()),
-        rates=Rates(
-            input=config.regularization.input_dropout,
-            inter_layer=config.regularization.inter_layer_dropout,
-            state=config.regularization.state_dropout,
-            output=config.regularization.output_dropout,
-            per_step=config.regularization.per_step,
-        ),
+        rates=build_rates(config.regularization),
         config=config.trainer,
         validate=lambda: static(
             model,
