@@ -82,14 +82,32 @@ class ModelConfig:
     cap_input_gate: bool = option(True, "input gate at most 1 - f, as in the published results")
     num_layers: int = option(2, "stacked recurrent layers", least=1)
     hidden_size: int | None = option(None, "features of h; default 200 without num_params", least=1)
-    embedding_size: int | None = option(
-        None, "features of the embedding; null: hidden_size", least=1
+    top_hidden_size: int | None = option(
+        None, "features of the top layer's h; null: hidden_size (AWD-LSTM: embedding_size)", least=1
     )
+    embedding_size: int | None = option(
+        None, "features of the embedding; null: embedding_ratio * hidden_size", least=1
+    )
+    embedding_ratio: float = option(1.0, "embedding size as a share of hidden_size", above=0)
     num_params: float | None = option(
         None, "a budget of parameters: solves for hidden_size, which must then be null", least=1
     )
     tie_embeddings: bool = option(True, "the output layer uses the embedding matrix")
-    skip_sum: bool = option(False, "the encoder's output is the sum of its layers' outputs")
+    skip_sum: bool = option(False, "the encoder's output is the sum of its layers' outputs (LAMB)")
+    residual: bool = option(
+        False, "each layer's input is added to its output; embedding_size = hidden_size"
+    )
+    init: str = option(
+        "uniform",
+        "of the cells: torch.nn.LSTM's, or LAMB's truncated normals",
+        choices=("uniform", "lamb"),
+    )
+    chrono_t_max: float | None = option(
+        None, "Chrono init: forget biases ln U(1, t_max - 1), input biases their negative", least=2
+    )
+    unigram_bias: bool = option(
+        False, "the output bias starts at the log frequencies of the training text, not at 0"
+    )
     backend: str = option(
         "auto", "kernel of the recurrence: auto, or a name that benchmark.py lists"
     )
@@ -97,14 +115,32 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class RegularizationConfig:
+    embedding_dropout: float = option(
+        0.0, "rate on whole words of the embedding, per window (AWD-LSTM)", least=0, below=1
+    )
     input_dropout: float = option(0.0, "rate on the embedding's output", least=0, below=1)
     inter_layer_dropout: float = option(0.0, "rate between layers", least=0, below=1)
     state_dropout: float = option(
         0.0, "rate on the h that enters a step; one mask per window", least=0, below=1
     )
     output_dropout: float = option(0.0, "rate on the encoder's output", least=0, below=1)
+    weight_dropout: float = option(
+        0.0, "DropConnect rate on weight_hh, one mask per window (AWD-LSTM)", least=0, below=1
+    )
     per_step: bool = option(
         False, "input, inter-layer and output masks drawn per time step, not one per window"
+    )
+    ar: float = option(
+        0.0, "AWD-LSTM's alpha: times the mean square of the dropped encoder output", least=0
+    )
+    tar: float = option(
+        0.0, "AWD-LSTM's beta: times the mean square of its change over a step", least=0
+    )
+    reset_state: float = option(
+        0.0,
+        "probability, per stream and window, that the carried state is zeroed",
+        least=0,
+        below=1,
     )
 
 

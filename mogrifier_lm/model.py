@@ -3,8 +3,10 @@
 Shape legend: T time steps, B streams, E embedding size, H hidden size, V vocabulary, N = T * B.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +14,17 @@ from torch.nn.functional import embedding, linear
 
 from mogrifier_lm.cells import CellSpec, RecurrentLayer, State
 from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy, token_nats
-from mogrifier_lm.regularization import Masks
+from mogrifier_lm.regularization import Masks, MaskSizes, drop
 
 States = list[State]
 
 
-def layer_specs(
-    embedding_size: int, hidden_size: int, num_layers: int, **options: object
-) -> list[CellSpec]:
-    """The specs of a stack; `options` are those of `CellSpec`."""
+def layer_specs(sizes: Sequence[int], **options: object) -> list[CellSpec]:
+    """The specs of a stack: `sizes` are E and the hidden size of each layer, bottom first;
+    `options` are those of `CellSpec`."""
     return [
-        CellSpec(
-            input_size=embedding_size if layer == 0 else hidden_size,
-            hidden_size=hidden_size,
-            **options,  # type: ignore[arg-type]
-        )
-        for layer in range(num_layers)
+        CellSpec(input_size=below, hidden_size=size, **options)  # type: ignore[arg-type]
+        for below, size in itertools.pairwise(sizes)
     ]
 
 
@@ -43,7 +40,8 @@ class LanguageModel(nn.Module):
         specs: the recurrent layers, bottom first; the first takes E features.
         tie_embeddings: the output layer uses the embedding matrix.
         skip_sum: the encoder's output is the sum of the layers' outputs (of one size), not the
-            last one's.
+            last one's (LAMB).
+        residual: each layer's input is added to its output (all of one size).
         backend: kernel of the recurrence.
         device: where the parameters live.
 
@@ -58,6 +56,7 @@ class LanguageModel(nn.Module):
         specs: Sequence[CellSpec],
         tie_embeddings: bool = True,
         skip_sum: bool = False,
+        residual: bool = False,
         backend: str = "auto",
         device: str = "cpu",
     ) -> None:
@@ -67,7 +66,11 @@ class LanguageModel(nn.Module):
             raise ValueError(f"layers do not fit on each other: {list(specs)}")
         if skip_sum and len({spec.hidden_size for spec in specs}) > 1:
             raise ValueError("skip_sum needs layers of one hidden size")
-        self.vocab_size, self.skip_sum = vocab_size, skip_sum
+        if residual and len(set(sizes)) > 1:
+            raise ValueError("residual needs an embedding and layers of one size")
+        if residual and skip_sum:
+            raise ValueError("residual and skip_sum exclude each other: give one")
+        self.vocab_size, self.skip_sum, self.residual = vocab_size, skip_sum, residual
         self.embedding_size, self.output_size = embedding_size, specs[-1].hidden_size
         self.embedding_weight = nn.Parameter(torch.empty(vocab_size, embedding_size, device=device))
         self.layers = nn.ModuleList(RecurrentLayer(spec, backend, device) for spec in specs)
@@ -105,10 +108,16 @@ class LanguageModel(nn.Module):
         return self.embedding_weight if untied is None else untied
 
     @property
-    def mask_sizes(self) -> tuple[int, list[int], int]:
-        """Features that `regularization.draw_masks` needs."""
-        hidden = [layer.spec.hidden_size for layer in self.layers]  # type: ignore[union-attr]
-        return self.embedding_size, hidden, self.output_size  # type: ignore[return-value]
+    def mask_sizes(self) -> MaskSizes:
+        """What `regularization.draw_masks` needs."""
+        layers = cast(list[RecurrentLayer], list(self.layers))
+        return MaskSizes(
+            vocabulary=self.vocab_size,
+            embedding=self.embedding_size,
+            hidden=[layer.spec.hidden_size for layer in layers],
+            output=self.output_size,
+            weights=[layer.spec.shapes()["weight_hh"] for layer in layers],
+        )
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
@@ -117,37 +126,52 @@ class LanguageModel(nn.Module):
         """(h, c) of zeros for every layer."""
         return [layer.zero_state(batch_size) for layer in self.layers]  # type: ignore[operator]
 
+    def outputs(
+        self, inputs_TB: Tensor, states: States, masks: Masks | None = None
+    ) -> tuple[Tensor, States]:
+        """The encoder's output [T, B, H] before its dropout, and the states after the window."""
+        masks = masks or Masks()
+        x_TBE = embedding(inputs_TB, self.embedding_weight)
+        if masks.embedding is not None:
+            x_TBE = x_TBE * masks.embedding[inputs_TB]
+        x = drop(x_TBE, masks.input)
+        outputs, new_states = [], []
+        for i, layer in enumerate(self.layers):
+            h_TBH, state = layer(
+                x,
+                states[i],
+                masks.state[i] if masks.state else None,
+                masks.weight[i] if masks.weight else None,
+            )
+            outputs.append(h_TBH)
+            new_states.append(state)
+            if masks.inter_layer and i < len(self.layers) - 1:
+                h_TBH = drop(h_TBH, masks.inter_layer[i])
+            x = x + h_TBH if self.residual else h_TBH
+        return sum(outputs[1:], start=outputs[0]) if self.skip_sum else x, new_states
+
+    def features(self, output_TBH: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the softmax sees, [N, E or H]: the encoder's output dropped out and projected."""
+        hidden = drop(output_TBH, mask).flatten(0, 1)
+        return hidden if self.projection is None else linear(hidden, self.projection)
+
     def encode(
         self, inputs_TB: Tensor, states: States, masks: Masks | None = None
     ) -> tuple[Tensor, States]:
         """Hidden vectors that the softmax sees, [N, E or H], and the states after the window."""
-        masks = masks or Masks()
-        x_TBE = embedding(inputs_TB, self.embedding_weight)
-        if masks.input is not None:
-            x_TBE = x_TBE * masks.input
-        outputs, new_states = [], []
-        x = x_TBE
-        for i, layer in enumerate(self.layers):
-            if i > 0 and masks.inter_layer and (mask := masks.inter_layer[i - 1]) is not None:
-                x = x * mask
-            x, state = layer(x, states[i], masks.state[i] if masks.state else None)
-            outputs.append(x)
-            new_states.append(state)
-        out_TBH = sum(outputs[1:], start=outputs[0]) if self.skip_sum else outputs[-1]
-        if masks.output is not None:
-            out_TBH = out_TBH * masks.output
-        out_NH = out_TBH.flatten(0, 1)
-        return out_NH if self.projection is None else linear(out_NH, self.projection), new_states
+        output_TBH, states = self.outputs(inputs_TB, states, masks)
+        return self.features(output_TBH, masks.output if masks else None), states
+
+    def output_loss(self, hidden: Tensor, targets_N: Tensor) -> Tensor:
+        """Sum of -ln p over the targets, in nats (IGNORE counts nothing)."""
+        return linear_cross_entropy(hidden, self.output_weight, self.output_bias, targets_N)
 
     def loss(
         self, inputs_TB: Tensor, targets_TB: Tensor, states: States, masks: Masks | None = None
     ) -> tuple[Tensor, States]:
         """Sum of -ln p over the targets, in nats (IGNORE counts nothing), and the new states."""
         hidden, states = self.encode(inputs_TB, states, masks)
-        nats = linear_cross_entropy(
-            hidden, self.output_weight, self.output_bias, targets_TB.flatten()
-        )
-        return nats, states
+        return self.output_loss(hidden, targets_TB.flatten()), states
 
     @torch.no_grad()
     def output_nats(self, hidden: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:

@@ -1,7 +1,13 @@
-"""Dropout as masks that are drawn first and passed in: the model itself holds no randomness."""
+"""Regularization as masks that are drawn first and passed in: the model itself holds no randomness.
+
+Sources: locked dropout, embedding dropout, DropConnect on hidden-to-hidden weights, AR and TAR are
+AWD-LSTM's (Merity et al., arXiv 1708.02182, section 4); dropout drawn per time step beside a state
+mask per window is LAMB's (Melis et al., arXiv 1909.01792, released code).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,13 +16,15 @@ from torch import Tensor
 @dataclass(frozen=True, kw_only=True)
 class Rates:
     """Dropout rates in [0, 1). `per_step`: input, inter-layer and output masks are drawn for
-    every time step (as in LAMB) and not once per window (locked, as in AWD-LSTM); the state
-    mask is always shared over the window."""
+    every time step (as in LAMB) and not once per window (locked, as in AWD-LSTM); the others are
+    always shared over the window."""
 
+    embedding: float = 0.0
     input: float = 0.0
     inter_layer: float = 0.0
     state: float = 0.0
     output: float = 0.0
+    weight: float = 0.0
     per_step: bool = False
 
     def scaled(self, factor: float) -> "Rates":
@@ -25,60 +33,98 @@ class Rates:
         return replace(self, **rates)
 
 
+class MaskSizes(NamedTuple):
+    """What the masks of a model cover: types, features, and [rows, H] of each `weight_hh`."""
+
+    vocabulary: int
+    embedding: int
+    hidden: Sequence[int]
+    output: int
+    weights: Sequence[tuple[int, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Masks:
     """Multipliers, already scaled by 1 / (1 - rate); None drops nothing.
 
-    Shapes [1 or T, B, features]: `input` on the embedding's output, `inter_layer[i]` on the
-    output of layer i on its way to layer i + 1, `state[i]` on the h that enters each step of
-    layer i (always [1, B, H]), `output` on the encoder's output.
+    Shapes: `embedding` [V, 1], whole words dropped from the embedding (not from the output layer
+    that shares its matrix); then [1 or T, B, features]: `input` on the embedding's output,
+    `inter_layer[i]` on the output of layer i on its way to layer i + 1, `state[i]` on the h that
+    enters each step of layer i (always [1, B, H]), `output` on the encoder's output; and
+    `weight[i]`, shaped as layer i's `weight_hh`.
     """
 
+    embedding: Tensor | None = None
     input: Tensor | None = None
     inter_layer: Sequence[Tensor | None] = field(default_factory=tuple)
     state: Sequence[Tensor | None] = field(default_factory=tuple)
     output: Tensor | None = None
+    weight: Sequence[Tensor | None] = field(default_factory=tuple)
 
     def flatten(self) -> tuple[Tensor | None, ...]:
         """The masks as one tuple, for functions of tensors alone."""
-        return self.input, *self.inter_layer, *self.state, self.output
+        return self.embedding, self.input, *self.inter_layer, *self.state, self.output, *self.weight
 
     @classmethod
     def unflatten(cls, masks: Sequence[Tensor | None]) -> "Masks":
-        """The masks of `flatten`: with L layers there are 1 + (L - 1) + L + 1."""
-        layers = (len(masks) - 1) // 2
+        """The masks of `flatten`: with L layers there are 2 + (L - 1) + L + 1 + L."""
+        layers = (len(masks) - 2) // 3
         return cls(
-            input=masks[0], inter_layer=masks[1:layers], state=masks[layers:-1], output=masks[-1]
+            embedding=masks[0],
+            input=masks[1],
+            inter_layer=masks[2 : layers + 1],
+            state=masks[layers + 1 : 2 * layers + 1],
+            output=masks[2 * layers + 1],
+            weight=masks[2 * layers + 2 :],
         )
 
 
 def draw_masks(
-    rates: Rates,
-    sizes: tuple[int, Sequence[int], int],
-    shape: tuple[int, int],
-    generator: torch.Generator,
+    rates: Rates, sizes: MaskSizes, shape: tuple[int, int], generator: torch.Generator
 ) -> Masks:
     """Bernoulli masks for one window.
 
     Args:
         rates: of each kind.
-        sizes: features of the embedding, of each layer, of the encoder's output.
+        sizes: of the model, see `LanguageModel.mask_sizes`.
         shape: (T, B).
         generator: on the device that the masks are for.
     """
-    embedding_size, layer_sizes, output_size = sizes
     num_steps, batch_size = shape
 
-    def draw(rate: float, features: int, steps: int) -> Tensor | None:
+    def draw(rate: float, *size: int) -> Tensor | None:
         if rate == 0:
             return None
-        mask = torch.empty(steps, batch_size, features, device=generator.device)
+        mask = torch.empty(size, device=generator.device)
         return mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
 
     steps = num_steps if rates.per_step else 1
     return Masks(
-        input=draw(rates.input, embedding_size, steps),
-        inter_layer=[draw(rates.inter_layer, size, steps) for size in layer_sizes[:-1]],
-        state=[draw(rates.state, size, 1) for size in layer_sizes],
-        output=draw(rates.output, output_size, steps),
+        embedding=draw(rates.embedding, sizes.vocabulary, 1),
+        input=draw(rates.input, steps, batch_size, sizes.embedding),
+        inter_layer=[draw(rates.inter_layer, steps, batch_size, h) for h in sizes.hidden[:-1]],
+        state=[draw(rates.state, 1, batch_size, h) for h in sizes.hidden],
+        output=draw(rates.output, steps, batch_size, sizes.output),
+        weight=[draw(rates.weight, *size) for size in sizes.weights],
     )
+
+
+def drop(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+def activation_penalty(output_TBH: Tensor, dropped_TBH: Tensor, ar: float, tar: float) -> Tensor:
+    """AR and TAR: ar * mean(dropped^2) + tar * mean((output[t + 1] - output[t])^2).
+
+    Args:
+        output_TBH: the encoder's output before its dropout.
+        dropped_TBH: after it.
+        ar: alpha of AWD-LSTM.
+        tar: beta of AWD-LSTM; a window of one step has no such term.
+    """
+    penalty = output_TBH.new_zeros((), dtype=torch.float32)
+    if ar:
+        penalty = penalty + ar * dropped_TBH.float().square().mean()
+    if tar and len(output_TBH) > 1:
+        penalty = penalty + tar * output_TBH.float().diff(dim=0).square().mean()
+    return penalty

@@ -54,11 +54,12 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
     """
 
     def build(hidden_size: int, device: str) -> LanguageModel:
-        embedding_size = config.embedding_size or hidden_size
+        embedding_size = config.embedding_size or max(
+            1, round(config.embedding_ratio * hidden_size)
+        )
+        top_size = config.top_hidden_size or hidden_size
         specs = layer_specs(
-            embedding_size,
-            hidden_size,
-            config.num_layers,
+            [embedding_size, *[hidden_size] * (config.num_layers - 1), top_size],
             cell=config.cell,
             rounds=config.rounds,
             rank=config.rank,
@@ -66,6 +67,8 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
             zigzag=config.zigzag,
             round_bias=config.round_bias,
             cap_input_gate=config.cap_input_gate,
+            init=config.init,
+            chrono_t_max=config.chrono_t_max,
         )
         return LanguageModel(
             vocab_size,
@@ -73,6 +76,7 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
             specs,
             tie_embeddings=config.tie_embeddings,
             skip_sum=config.skip_sum,
+            residual=config.residual,
             backend=config.backend,
             device=device,
         )
@@ -81,7 +85,7 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
         if config.hidden_size is not None:
             return build(config.hidden_size, device)
         assert config.num_params is not None
-        low = config.rank or 1
+        low = math.ceil((config.rank or 1) / min(1, config.embedding_ratio))
         high = 2 * low
         while build(high, "meta").num_params() <= config.num_params:
             high *= 2
@@ -102,10 +106,12 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
 
 def build_rates(config: RegularizationConfig) -> Rates:
     return Rates(
+        embedding=config.embedding_dropout,
         input=config.input_dropout,
         inter_layer=config.inter_layer_dropout,
         state=config.state_dropout,
         output=config.output_dropout,
+        weight=config.weight_dropout,
         per_step=config.per_step,
     )
 
@@ -169,7 +175,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     corpus = build_corpus(config.data, config.tokenizer.name)
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.tokenizer), device)
-    hidden_size = model.mask_sizes[1][0]
+    hidden_size = model.mask_sizes.hidden[0]
     log.info(
         "%s: %s types; %s rounds %d, %d x %d, %s parameters, kernel %s",
         corpus.name,

@@ -55,11 +55,13 @@ def test_on_a_cpu_the_function_is_called_each_time() -> None:
 
 def test_masks_survive_flattening() -> None:
     for layers in (1, 2, 3):
-        tensors = [torch.full((1,), float(i)) for i in range(2 * layers + 1)]
+        tensors = [torch.full((1,), float(i)) for i in range(3 * layers + 2)]
         masks = Masks.unflatten(tensors)
-        assert len(masks.inter_layer) == layers - 1 and len(masks.state) == layers
+        assert (
+            len(masks.inter_layer) == layers - 1 and len(masks.state) == len(masks.weight) == layers
+        )
         assert list(masks.flatten()) == tensors
-    assert Masks.unflatten([None, None, None]).input is None
+    assert Masks.unflatten([None] * 5).input is None
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ import torch
 from mogrifier_lm.config import ModelConfig
 from mogrifier_lm.data import IGNORE
 from mogrifier_lm.model import LanguageModel, layer_specs
-from mogrifier_lm.regularization import Masks, Rates, draw_masks
+from mogrifier_lm.regularization import Masks, MaskSizes, Rates, activation_penalty, draw_masks
 from mogrifier_lm.run import build_model
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -15,6 +15,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mogrifier": {"rounds": 5},
     "low rank, untied": {"rounds": 4, "rank": 3, "tie_embeddings": False},
     "projected, skip sum": {"rounds": 2, "embedding_size": 6, "skip_sum": True},
+    "residual": {"rounds": 1, "residual": True},
+    "top layer of the embedding's size": {"rounds": 1, "embedding_size": 6, "top_hidden_size": 6},
     "shared, no zigzag": {"rounds": 3, "share_rounds": True, "zigzag": False},
 }
 V = 23
@@ -82,18 +84,17 @@ def test_masks_alone_decide_on_dropout(model: LanguageModel) -> None:
     model.eval()
     assert torch.equal(model.loss(inputs, targets, states)[0], plain)
     generator = torch.Generator().manual_seed(0)
-    for kind in ("input", "inter_layer", "state", "output"):
+    for kind in ("embedding", "input", "inter_layer", "state", "output", "weight"):
         masks = draw_masks(Rates(**{kind: 0.5}), model.mask_sizes, (6, 2), generator)
         assert not torch.equal(model.loss(inputs, targets, states, masks)[0], plain), kind
 
 
 def test_masks_keep_the_mean_and_are_shared_over_time_unless_per_step() -> None:
     generator = torch.Generator().manual_seed(0)
+    sizes = MaskSizes(1000, 1000, [1000, 1000], 1000, [(40, 10), (40, 10)])
     rates = Rates(input=0.3, inter_layer=0.3, state=0.3, output=0.3)
-    locked = draw_masks(rates, (1000, [1000, 1000], 1000), (5, 4), generator)
-    stepped = draw_masks(
-        Rates(**{**vars(rates), "per_step": True}), (1000, [1000, 1000], 1000), (5, 4), generator
-    )
+    locked = draw_masks(rates, sizes, (5, 4), generator)
+    stepped = draw_masks(Rates(**{**vars(rates), "per_step": True}), sizes, (5, 4), generator)
 
     def all_masks(masks: Masks) -> list[torch.Tensor | None]:
         return [masks.input, *masks.inter_layer, masks.output]
@@ -120,14 +121,14 @@ def test_a_budget_of_24m_gives_the_published_hidden_sizes(
     for rounds, size in enumerate(sizes):
         config = ModelConfig(num_params=24e6, rounds=rounds, rank=rank if rounds else None)
         model = build_model(config, 10_001, "meta")
-        assert abs(model.mask_sizes[1][0] - size) <= 1
+        assert abs(model.mask_sizes.hidden[0] - size) <= 1
         assert model.num_params() <= 24e6
 
 
 def test_parameter_count_is_the_formula() -> None:
     h, k, v = 30, 4, V
     for rounds in range(7):
-        specs = layer_specs(h, h, 2, rounds=rounds, rank=k)
+        specs = layer_specs([h, h, h], rounds=rounds, rank=k)
         expected = v * h + v + 2 * (8 * h * h + 4 * h + rounds * (2 * h * k + h))
         assert LanguageModel(v, h, specs).num_params() == expected
 
@@ -141,3 +142,80 @@ def test_tied_models_have_one_matrix_and_train_it_from_both_ends() -> None:
     loss.backward()
     assert model.embedding_weight.grad is not None
     assert (model.embedding_weight.grad.abs().sum(1) > 0).all()  # unseen words: the softmax
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rlstm", "mlstm"])
+def test_weight_dropout_is_an_explicitly_masked_weight(cell: str) -> None:
+    """The loss is that of masked weights, the raw weight gets masked gradients, whatever cell."""
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_size=10, rounds=2, cell=cell)
+    model, masked = build_model(config, V), build_model(config, V)
+    masks = draw_masks(
+        Rates(weight=0.5), model.mask_sizes, (6, 2), torch.Generator().manual_seed(0)
+    )
+    masked.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for layer, mask in zip(masked.layers, masks.weight, strict=True):
+            assert mask is not None and mask.shape == layer.weight_hh.shape
+            layer.weight_hh.mul_(mask)
+    inputs, targets = window(6, 2)
+    nats, _ = model.loss(inputs, targets, model.zero_states(2), masks)
+    expected, _ = masked.loss(inputs, targets, masked.zero_states(2))
+    torch.testing.assert_close(nats, expected)
+    nats.backward()
+    expected.backward()
+    for layer, other, mask in zip(model.layers, masked.layers, masks.weight, strict=True):
+        torch.testing.assert_close(layer.weight_hh.grad, other.weight_hh.grad * mask)
+        torch.testing.assert_close(layer.weight_ih.grad, other.weight_ih.grad)
+
+
+def test_embedding_dropout_drops_whole_words_of_the_input_alone() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(hidden_size=10, rounds=0), V)
+    mask = torch.full((V, 1), 2.0)
+    mask[3] = 0
+    inputs, targets = window(6, 2)
+    inputs[2, 1] = 3
+    nats, _ = model.loss(inputs, targets, model.zero_states(2), Masks(embedding=mask))
+    untied = build_model(ModelConfig(hidden_size=10, rounds=0, tie_embeddings=False), V)
+    untied.load_state_dict(
+        model.state_dict()
+        | {
+            "embedding_weight": model.embedding_weight * mask,
+            "output_weight_untied": model.embedding_weight,
+        }
+    )
+    torch.testing.assert_close(nats, untied.loss(inputs, targets, untied.zero_states(2))[0])
+
+
+def test_activation_penalty_is_awd_lstms() -> None:
+    output, dropped = torch.randn(7, 3, 5), torch.randn(7, 3, 5)
+    expected = 2 * (dropped**2).mean() + 0.5 * ((output[1:] - output[:-1]) ** 2).mean()
+    torch.testing.assert_close(activation_penalty(output, dropped, 2, 0.5), expected)
+    assert activation_penalty(output[:1], dropped[:1], 0, 1) == 0
+
+
+def test_residual_adds_each_layers_input_to_its_output() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(hidden_size=10, rounds=0, residual=True), V)
+    inputs, _ = window(6, 2)
+    x = model.embedding_weight[inputs]
+    mask = torch.rand(1, 2, 10)
+    first, _ = model.layers[0](x, model.zero_states(2)[0])
+    x = x + first * mask
+    second, _ = model.layers[1](x, model.zero_states(2)[1])
+    found, _ = model.outputs(inputs, model.zero_states(2), Masks(inter_layer=[mask]))
+    torch.testing.assert_close(found, x + second)
+
+
+def test_lamb_and_chrono_initial_values() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(hidden_size=400, rounds=0, init="lamb", chrono_t_max=50), V)
+    layer = model.layers[0]
+    # A normal truncated at two deviations has 0.88 of the deviation.
+    assert layer.weight_ih.std().item() == pytest.approx(0.88 * math.sqrt(1.3 / 400), rel=0.02)
+    i, f, g, o = layer.bias.chunk(4)
+    assert torch.equal(i, -f) and not g.any() and not o.any()
+    times = f.exp()
+    assert 1 <= times.min() < 4 and 46 < times.max() <= 49
+    assert times.mean().item() == pytest.approx(25, abs=2)

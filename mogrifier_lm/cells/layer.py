@@ -55,13 +55,30 @@ class RecurrentLayer(nn.Module):
             self.spec.init_(name, parameter)
 
     def forward(
-        self, x: Tensor, state: State, state_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        state: State,
+        state_mask: Tensor | None = None,
+        weight_mask: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """x [T, B, I], state (h, c) [B, H] each, mask [1 or T, B, H] → output [T, B, H], state."""
+        """Run over time.
+
+        Args:
+            x: [T, B, I].
+            state: (h, c), [B, H] each.
+            state_mask: [1 or T, B, H], see `kernels.recurrence`.
+            weight_mask: DropConnect, shaped as `weight_hh`, which it multiplies.
+
+        Returns:
+            output [T, B, H] and the state after the last step.
+        """
+        parameters: dict[str, Tensor] = dict(self.named_parameters())
+        if weight_mask is not None:
+            parameters["weight_hh"] = parameters["weight_hh"] * weight_mask
         output, h, c = recurrence.BACKENDS[self.backend](
             x,
             *state,
-            self.spec.weights(dict(self.named_parameters())),
+            self.spec.weights(parameters),
             cell=self.spec.cell,
             zigzag=self.spec.zigzag,
             cap_input_gate=self.spec.cap_input_gate,

@@ -21,9 +21,13 @@ class CellSpec:
     `rank` None means full-rank round matrices, else W = left @ right with inner size `rank`.
     `share_rounds` uses one matrix for all odd rounds and one for all even rounds.
 
+    Initial values: `init` "uniform" is torch.nn.LSTM's, "lamb" the released Mogrifier code's;
+    `chrono_t_max` starts the forget bias at ln U(1, T_max - 1) and the input bias at its negative
+    (Tallec and Ollivier, arXiv 1804.11188, eq. 16), for memories of up to T_max steps.
+
     Raises:
-        ValueError: a size below 1, negative rounds, an unknown cell, or a rank above the
-            smaller of input and hidden size.
+        ValueError: a size below 1, negative rounds, an unknown cell or init, a T_max below 2, or a
+            rank above the smaller of input and hidden size.
     """
 
     input_size: int
@@ -36,6 +40,8 @@ class CellSpec:
     round_bias: bool = True
     cap_input_gate: bool = False
     bias: bool = True
+    init: str = "uniform"
+    chrono_t_max: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size"):
@@ -45,6 +51,10 @@ class CellSpec:
             raise ValueError(f"cell is {self.cell!r}, it must be one of {', '.join(STEPS)}")
         if self.rounds < 0:
             raise ValueError(f"rounds is {self.rounds}, it must be at least 0")
+        if self.init not in ("uniform", "lamb"):
+            raise ValueError(f"init is {self.init!r}, it must be uniform or lamb")
+        if self.chrono_t_max is not None and self.chrono_t_max < 2:
+            raise ValueError(f"chrono_t_max is {self.chrono_t_max}, it must be at least 2")
         largest = min(self.input_size, self.hidden_size)
         if self.rank is not None and not 1 <= self.rank <= largest:
             raise ValueError(
@@ -86,24 +96,30 @@ class CellSpec:
 
     @torch.no_grad()
     def init_(self, name: str, parameter: Tensor) -> None:
-        """Initial value, in place: torch.nn.LSTM's uniform for the cell; for the rounds LAMB's.
+        """Initial value, in place.
 
-        Round matrices start as truncated normals that keep each gate near 1: std
-        sqrt(1.3 / fan_in) at full rank, (1 / (fan_in k))^(1/4) for each low-rank factor (fan_in
-        of the whole matrix); round biases at 0.
+        Cell, `init` "uniform": torch.nn.LSTM's, U(-1, 1) / sqrt(H). "lamb": truncated normals of
+        std sqrt(1.3 / fan_in), biases 0. Rounds, as in LAMB, near a gate of 1: truncated normals
+        of std sqrt(1.3 / fan_in) at full rank, (1 / (fan_in k))^(1/4) for each low-rank factor
+        (fan_in of the whole matrix), biases 0.
         """
-        if not name.startswith("round"):
+        round_ = name.startswith("round")
+        if name.endswith("bias") and (round_ or self.init == "lamb"):
+            parameter.zero_()
+        elif not round_ and self.init == "uniform":
             bound = 1 / math.sqrt(self.hidden_size)
             parameter.uniform_(-bound, bound)
-        elif name.endswith("bias"):
-            parameter.zero_()
         else:
-            odd = int(name.removeprefix("round").split("_")[0]) % 2
-            fan_in = self.hidden_size if odd else self.input_size
-            std = (
-                math.sqrt(1.3 / fan_in) if self.rank is None else (1 / (fan_in * self.rank)) ** 0.25
-            )
+            fan_in, rank = parameter.shape[1], None
+            if round_:
+                odd = int(name.removeprefix("round").split("_")[0]) % 2
+                fan_in, rank = self.hidden_size if odd else self.input_size, self.rank
+            std = math.sqrt(1.3 / fan_in) if rank is None else (1 / (fan_in * rank)) ** 0.25
             torch.nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+        if name == "bias" and self.chrono_t_max is not None:
+            i, f, _, _ = parameter.chunk(4)
+            f.uniform_(1, self.chrono_t_max - 1).log_()
+            i.copy_(-f)
 
     def weights(self, parameters: Mapping[str, Tensor]) -> Weights:
         """The kernel's arguments out of named parameters."""
