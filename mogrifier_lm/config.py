@@ -97,6 +97,7 @@ class ModelConfig:
     residual: bool = option(
         False, "each layer's input is added to its output; embedding_size = hidden_size"
     )
+    mixture: int = option(1, "softmaxes that are mixed (MoS); 1 is the plain softmax", least=1)
     init: str = option(
         "uniform",
         "of the cells: torch.nn.LSTM's, or LAMB's truncated normals",
@@ -106,7 +107,7 @@ class ModelConfig:
         None, "Chrono init: forget biases ln U(1, t_max - 1), input biases their negative", least=2
     )
     unigram_bias: bool = option(
-        False, "the output bias starts at the log frequencies of the training text, not at 0"
+        True, "the output bias starts at the log frequencies of the training text, not at 0"
     )
     backend: str = option(
         "auto", "kernel of the recurrence: auto, or a name that benchmark.py lists"
@@ -130,6 +131,17 @@ class RegularizationConfig:
     per_step: bool = option(
         False, "input, inter-layer and output masks drawn per time step, not one per window"
     )
+    samples: int = option(
+        1,
+        "dropout samples per target, of whose probabilities the mean is trained (arXiv 2211.01848)",
+        least=1,
+    )
+    l2: float = option(
+        0.0,
+        "times half the sum of squared weights, in the loss and so inside the clipped gradient "
+        "(LAMB), in the unit of trainer.loss_per",
+        least=0,
+    )
     ar: float = option(
         0.0, "AWD-LSTM's alpha: times the mean square of the dropped encoder output", least=0
     )
@@ -146,16 +158,32 @@ class RegularizationConfig:
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    name: str = option("adam", "the rule", choices=("sgd", "adam", "adamw"))
-    lr: float = option(0.002, "learning rate, on the loss in mean nats per token", above=0)
-    beta1: float = option(0.9, "adam, adamw: decay of the gradient's mean", least=0, below=1)
-    beta2: float = option(
-        0.999, "adam, adamw: decay of the squared gradient's mean", least=0, below=1
-    )
-    eps: float = option(1e-8, "adam, adamw: added to the root of the mean square", above=0)
+    name: str = option("adam", "the rule", choices=("sgd", "adam", "adamw", "radam"))
+    lr: float = option(0.002, "learning rate, on the loss that trainer.loss_per says", above=0)
+    beta1: float = option(0.9, "not sgd: decay of the gradient's mean", least=0, below=1)
+    beta2: float = option(0.999, "not sgd: decay of the squared gradient's mean", least=0, below=1)
+    eps: float = option(1e-8, "not sgd: added to the root of the mean square", above=0)
     weight_decay: float = option(
-        0.0, "sgd, adam: L2 penalty inside the gradient, after clipping; adamw: decoupled", least=0
+        0.0,
+        "added to the gradient after clipping, times the weights; adamw: decoupled from it",
+        least=0,
     )
+    averaging: str = option(
+        "none",
+        "of the weights; validation, results and checkpoints/best use the average, training goes "
+        "on with the raw weights",
+        choices=("none", "nt_asgd", "tail", "ema", "two_tailed"),
+    )
+    averaging_patience: int = option(
+        5,
+        "nt_asgd: n of its trigger; tail: validations without improvement before it begins; "
+        "two_tailed: validations without improvement that count as stagnation",
+        least=1,
+    )
+    averaging_start: float = option(
+        0.8, "tail: begins at this share of the training at the latest; 0: at once", least=0
+    )
+    averaging_decay: float = option(0.999, "ema: decay per step", above=0, below=1)
 
 
 @dataclass(kw_only=True)
@@ -165,8 +193,28 @@ class TrainerConfig:
     max_epochs: int | None = option(None, "stop after so many passes over the text", least=1)
     max_steps: int | None = option(None, "stop after so many windows", least=1)
     max_minutes: float | None = option(None, "stop training after so many minutes", above=0)
+    variable_bptt: bool = option(
+        False,
+        "window lengths drawn from N(bptt, 5), one in twenty from N(bptt / 2, 5), the learning "
+        "rate scaled by length / bptt (AWD-LSTM)",
+    )
+    streams: str = option(
+        "columns",
+        "columns of the text, state zeroed after each pass (AWD-LSTM), or read_heads that each "
+        "walk the whole text without end (LAMB)",
+        choices=("columns", "read_heads"),
+    )
+    loss_per: str = option(
+        "token",
+        "unit of the loss that clip, l2, ar and tar are added to or measured in: mean nats per "
+        "token, or (LAMB) nats summed over the window's steps, mean over streams",
+        choices=("token", "window"),
+    )
     clip: float | None = option(
-        0.25, "largest norm of the gradient of the mean nats per token; null: none", above=0
+        0.25, "largest norm of the gradient of the loss, in its unit; null: none", above=0
+    )
+    init_from: str | None = option(
+        None, "folder of a run whose best (averaged) weights training starts from: fine-tuning"
     )
     precision: str = option(
         "fp32",
@@ -188,6 +236,12 @@ class TrainerConfig:
     )
     lr_drop: float = option(
         1.0, "factor on the learning rate when validation has not improved", above=0
+    )
+    lr_on_divergence: float | None = option(
+        None,
+        "where the loss is not finite or validation perplexity twice the best: go back to the "
+        "best weights with the learning rate times this; null: an error and no look, respectively",
+        above=0,
     )
     lr_patience: int = option(0, "validations without improvement that are waited for", least=0)
     early_stop: int | None = option(

@@ -42,12 +42,18 @@ class LanguageModel(nn.Module):
         skip_sum: the encoder's output is the sum of the layers' outputs (of one size), not the
             last one's (LAMB).
         residual: each layer's input is added to its output (all of one size).
+        mixture: M softmaxes mixed by weights that depend on the encoder's output (Mixture of
+            Softmaxes, Yang et al., arXiv 1711.03953); each sees tanh of its own projection to E.
         backend: kernel of the recurrence.
         device: where the parameters live.
 
     Raises:
         ValueError: layers that do not fit on each other.
     """
+
+    mixture_weight: nn.Parameter | None  # [M * E, H], with
+    mixture_bias: nn.Parameter | None  # [M * E]
+    prior_weight: nn.Parameter | None  # [M, H]
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class LanguageModel(nn.Module):
         tie_embeddings: bool = True,
         skip_sum: bool = False,
         residual: bool = False,
+        mixture: int = 1,
         backend: str = "auto",
         device: str = "cpu",
     ) -> None:
@@ -76,9 +83,19 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(RecurrentLayer(spec, backend, device) for spec in specs)
         self.projection = (
             nn.Parameter(torch.empty(embedding_size, self.output_size, device=device))
-            if tie_embeddings and self.output_size != embedding_size
+            if tie_embeddings and self.output_size != embedding_size and mixture == 1
             else None
         )
+        self.mixture = mixture
+        latent_size = embedding_size if tie_embeddings else self.output_size
+        shapes = {
+            "mixture_weight": (mixture * latent_size, self.output_size),
+            "mixture_bias": (mixture * latent_size,),
+            "prior_weight": (mixture, self.output_size),
+        }
+        for name, shape in shapes.items():
+            parameter = nn.Parameter(torch.empty(shape, device=device)) if mixture > 1 else None
+            self.register_parameter(name, parameter)
         self.output_weight_untied = (
             None
             if tie_embeddings
@@ -91,9 +108,16 @@ class LanguageModel(nn.Module):
     def reset_parameters(self) -> None:
         """Embedding normal with std 1 / sqrt(E), as in LAMB: logits of order one when tied."""
         self.embedding_weight.normal_(std=1 / math.sqrt(self.embedding_size))
-        for matrix in (self.projection, self.output_weight_untied):
+        for matrix in (
+            self.projection,
+            self.output_weight_untied,
+            self.mixture_weight,
+            self.prior_weight,
+        ):
             if matrix is not None:
                 matrix.normal_(std=1 / math.sqrt(self.output_size))
+        if self.mixture_bias is not None:
+            self.mixture_bias.zero_()
         self.output_bias.zero_()
         for layer in self.layers:
             layer.reset_parameters()  # type: ignore[operator]
@@ -162,9 +186,31 @@ class LanguageModel(nn.Module):
         output_TBH, states = self.outputs(inputs_TB, states, masks)
         return self.features(output_TBH, masks.output if masks else None), states
 
-    def output_loss(self, hidden: Tensor, targets_N: Tensor) -> Tensor:
-        """Sum of -ln p over the targets, in nats (IGNORE counts nothing)."""
-        return linear_cross_entropy(hidden, self.output_weight, self.output_bias, targets_N)
+    def _components(
+        self, hidden: Tensor, temperature: float = 1.0, samples: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows and bias of the softmaxes, and their log priors [N, samples * M] if several."""
+        rows, bias, log_prior = hidden, cast(Tensor, self.output_bias), None
+        if self.mixture_weight is not None and self.prior_weight is not None:
+            latent = linear(hidden, self.mixture_weight, self.mixture_bias).tanh()
+            rows = latent.view(len(hidden) * self.mixture, -1)
+            log_prior = linear(hidden, self.prior_weight).float().log_softmax(1)
+        if samples > 1:
+            if log_prior is None:
+                log_prior = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
+            log_prior = log_prior.reshape(-1, samples * self.mixture) - math.log(samples)
+        if temperature != 1:
+            rows, bias = rows * temperature, bias * temperature
+        return rows, bias, log_prior
+
+    def output_loss(self, hidden: Tensor, targets_N: Tensor, samples: int = 1) -> Tensor:
+        """Sum of -ln p over the targets, in nats (IGNORE counts nothing).
+
+        With `samples` D, hidden is [N * D, ...], the D dropout samples of a target side by side,
+        and p is the mean of theirs (the objective of Melis, arXiv 2211.01848).
+        """
+        rows, bias, log_prior = self._components(hidden, samples=samples)
+        return linear_cross_entropy(rows, self.output_weight, bias, targets_N, log_prior)
 
     def loss(
         self, inputs_TB: Tensor, targets_TB: Tensor, states: States, masks: Masks | None = None
@@ -179,10 +225,17 @@ class LanguageModel(nn.Module):
 
         `temperature` multiplies the logits (as in LAMB): below 1 it flattens the distribution.
         """
-        bias: Tensor = self.output_bias
-        if temperature != 1:
-            hidden, bias = hidden * temperature, bias * temperature
-        return token_nats(hidden, self.output_weight, bias, targets_N)
+        rows, bias, log_prior = self._components(hidden, temperature)
+        return token_nats(rows, self.output_weight, bias, targets_N, log_prior)
+
+    @torch.no_grad()
+    def log_probs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """ln p of every type [N, V] float32 given what `encode` returned."""
+        rows, bias, log_prior = self._components(hidden, temperature)
+        log_p = linear(rows, self.output_weight, bias).float().log_softmax(1)
+        if log_prior is None:
+            return log_p
+        return (log_p.view(*log_prior.shape, -1) + log_prior.unsqueeze(2)).logsumexp(1)
 
     @torch.no_grad()
     def token_nats(

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mogrifier_lm.config import RegularizationConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -31,6 +33,18 @@ class Rates:
         """Every rate times `factor`."""
         rates = {k: v * factor for k, v in vars(self).items() if k != "per_step"}
         return replace(self, **rates)
+
+
+def build_rates(config: RegularizationConfig) -> Rates:
+    return Rates(
+        embedding=config.embedding_dropout,
+        input=config.input_dropout,
+        inter_layer=config.inter_layer_dropout,
+        state=config.state_dropout,
+        output=config.output_dropout,
+        weight=config.weight_dropout,
+        per_step=config.per_step,
+    )
 
 
 class MaskSizes(NamedTuple):

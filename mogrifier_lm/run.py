@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mogrifier_lm import checkpoint, provenance
@@ -14,23 +15,23 @@ from mogrifier_lm.config import (
     Config,
     DataConfig,
     ModelConfig,
-    RegularizationConfig,
     StaticConfig,
     write_json,
 )
-from mogrifier_lm.data import Corpus, Source, Streams, WordTokenizer, load_corpus
+from mogrifier_lm.data import Corpus, ReadHeads, Source, Streams, WordTokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import EVALUATORS, static
 from mogrifier_lm.model import LanguageModel, layer_specs
-from mogrifier_lm.optim import build_optimizer
-from mogrifier_lm.regularization import Rates
+from mogrifier_lm.optim import build_averaging, build_optimizer
 from mogrifier_lm.reports.curves import plot_curves
 from mogrifier_lm.reports.table import final_table
 from mogrifier_lm.tracking import Tracker, build_tracker
-from mogrifier_lm.trainer import Trainer
+from mogrifier_lm.trainer import Trainer, total_steps
 
 log = logging.getLogger(__name__)
+
+ORDERS = {"columns": Streams, "read_heads": ReadHeads}
 
 
 def saved_tokenizer(run_dir: Path) -> WordTokenizer:
@@ -77,6 +78,7 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
             tie_embeddings=config.tie_embeddings,
             skip_sum=config.skip_sum,
             residual=config.residual,
+            mixture=config.mixture,
             backend=config.backend,
             device=device,
         )
@@ -104,16 +106,28 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
         raise UserError(f"model.{error}") from error
 
 
-def build_rates(config: RegularizationConfig) -> Rates:
-    return Rates(
-        embedding=config.embedding_dropout,
-        input=config.input_dropout,
-        inter_layer=config.inter_layer_dropout,
-        state=config.state_dropout,
-        output=config.output_dropout,
-        weight=config.weight_dropout,
-        per_step=config.per_step,
-    )
+@torch.no_grad()
+def start_bias(model: LanguageModel, ids: np.ndarray) -> None:
+    """Set the output bias to the log frequencies of `ids`, one added to each count."""
+    counts = torch.from_numpy(np.bincount(ids, minlength=model.vocab_size)) + 1.0
+    model.output_bias.copy_((counts / counts.sum()).log())
+
+
+def start_from(model: LanguageModel, run_dir: Path, tokenizer_file: Path) -> None:
+    """Load the best weights of another run, of the same shapes and vocabulary.
+
+    Raises:
+        UserError: they are not.
+    """
+    weights, _ = checkpoint.load(run_dir / checkpoint.BEST)
+    if (run_dir / tokenizer_file.name).read_bytes() != tokenizer_file.read_bytes():
+        raise UserError(f"trainer.init_from={run_dir}: that run has another vocabulary")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"trainer.init_from={run_dir} does not fit this model: {reason}") from error
+    log.info("starting from the best weights of %s", run_dir)
 
 
 def check_device(name: str) -> str:
@@ -187,7 +201,9 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         f"{model.num_params():,}",
         model.backend,
     )
-    train = Streams(corpus.splits["train"].ids, config.trainer.batch_size, corpus.tokenizer.eos_id)
+    train = ORDERS[config.trainer.streams](
+        corpus.splits["train"].ids, config.trainer.batch_size, corpus.tokenizer.eos_id
+    )
     if train.num_steps < config.trainer.bptt:
         raise UserError(
             f"the training text has {train.num_tokens} tokens, {train.num_steps} a stream, which "
@@ -200,6 +216,10 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     if not resuming:
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run cut before a checkpoint
     corpus.tokenizer.save(run_dir / "tokenizer.json")
+    if config.model.unigram_bias:
+        start_bias(model, corpus.splits["train"].ids)
+    if config.trainer.init_from and not resuming:
+        start_from(model, Path(config.trainer.init_from), run_dir / "tokenizer.json")
     facts = provenance.collect(
         device=device,
         backend=model.backend,
@@ -216,7 +236,10 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         model=model,
         train=train,
         optimizer=build_optimizer(config.optimizer, model.parameters()),
-        rates=build_rates(config.regularization),
+        averaging=build_averaging(
+            config.optimizer, model.parameters(), total_steps(train, config.trainer)
+        ),
+        regularization=config.regularization,
         config=config.trainer,
         validate=lambda: static(
             model,

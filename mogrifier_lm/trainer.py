@@ -21,17 +21,26 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogrifier_lm import checkpoint
-from mogrifier_lm.config import TrainerConfig
+from mogrifier_lm.averaging import Averaging, swapped
+from mogrifier_lm.config import RegularizationConfig, TrainerConfig
 from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.graphs import Graphed
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.regularization import Masks, Rates, draw_masks
+from mogrifier_lm.regularization import (
+    Masks,
+    activation_penalty,
+    build_rates,
+    draw_masks,
+    drop,
+)
 
 log = logging.getLogger(__name__)
 
 Track = Callable[[Mapping[str, float]], None]
+
+DIVERGED = 2.0  # times the best validation perplexity
 
 
 @dataclass
@@ -53,6 +62,12 @@ class Progress:
     finished: str | None = None  # why training ended
 
 
+def total_steps(train: Streams, config: TrainerConfig) -> int | None:
+    """Steps until max_steps or max_epochs, about; None when only time ends."""
+    by_epochs = config.max_epochs and config.max_epochs * math.ceil(train.num_steps / config.bptt)
+    return min(filter(None, (config.max_steps, by_epochs)), default=None)
+
+
 class Trainer:
     """Trains `model` and keeps the best weights by validation perplexity.
 
@@ -60,11 +75,12 @@ class Trainer:
         model: already on its device.
         train: streams of the training text.
         optimizer: over the model's parameters.
-        rates: dropout.
+        averaging: of the model's parameters.
+        regularization: see `RegularizationConfig`.
         config: see `TrainerConfig`.
         validate: scores the validation text with the current weights.
         run_dir: where metrics.jsonl and checkpoints/ are written.
-        seed: of the dropout masks.
+        seed: of the dropout masks and of variable window lengths.
     """
 
     def __init__(
@@ -73,18 +89,22 @@ class Trainer:
         model: LanguageModel,
         train: Streams,
         optimizer: torch.optim.Optimizer,
-        rates: Rates,
+        averaging: Averaging,
+        regularization: RegularizationConfig,
         config: TrainerConfig,
         validate: Callable[[], Score],
         run_dir: Path,
         seed: int,
     ) -> None:
-        self.model, self.train, self.optimizer, self.rates = model, train, optimizer, rates
+        self.model, self.train, self.optimizer, self.averaging = model, train, optimizer, averaging
+        self.regularization, self.rates = regularization, build_rates(regularization)
         self.config, self.validate, self.run_dir = config, validate, run_dir
         self.device = model.output_bias.device
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(seed)  # of masks
+        self.lengths = torch.Generator().manual_seed(seed)  # of windows
         self.progress = Progress()
-        self.states = model.zero_states(train.batch_size)
+        # The dropout samples of one stream stand side by side, each with a state of its own.
+        self.states = model.zero_states(train.batch_size * regularization.samples)
         # Sums since the last line of metrics: nats, squared gradient norms, tokens, steps.
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.peak_lr = self.lr  # before decay
@@ -100,8 +120,12 @@ class Trainer:
             tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items() if v is not None}
         for i, (h, c) in enumerate(self.states):
             tensors |= {f"state.{i}.h": h, f"state.{i}.c": c}
-        tensors |= {"generator": self.generator.get_state(), "sums": self.sums}
+        averages, averaging = self.averaging.state_dict()
+        tensors |= {f"averaging.{k}": v for k, v in averages.items()}
+        tensors |= {"generator": self.generator.get_state(), "lengths": self.lengths.get_state()}
+        tensors |= {"sums": self.sums}
         values = {"progress": asdict(self.progress), "peak_lr": self.peak_lr}
+        values |= {"averaging": averaging}
         checkpoint.save(self.run_dir / checkpoint.LAST, tensors, values)
 
     def load(self) -> None:
@@ -122,7 +146,9 @@ class Trainer:
             for i, (h, c) in enumerate(self.states):
                 h.copy_(tensors[f"state.{i}.h"])
                 c.copy_(tensors[f"state.{i}.c"])
+            self.averaging.load_state_dict(part("averaging."), values["averaging"])
             self.generator.set_state(tensors["generator"])
+            self.lengths.set_state(tensors["lengths"])
             self.sums.copy_(tensors["sums"])
             # Asked anew, since a resumed run may have been given further limits.
             self.progress = Progress(**{**values["progress"], "finished": None})
@@ -163,7 +189,11 @@ class Trainer:
         began, before = time.monotonic(), p.seconds
         last_save, mark, mark_tokens = began, began, p.tokens
         bar = tqdm(
-            total=self.total_steps, initial=p.step, unit="step", disable=None, dynamic_ncols=True
+            total=total_steps(self.train, self.config),
+            initial=p.step,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
         )
         with bar, logging_redirect_tqdm():
             while not p.finished:
@@ -191,11 +221,14 @@ class Trainer:
         self.model.load_state_dict(best)
 
     @property
-    def total_steps(self) -> int | None:
-        """Steps until max_steps or max_epochs; None when only time ends."""
-        epoch = math.ceil(self.train.num_steps / self.config.bptt)
-        by_epochs = self.config.max_epochs and epoch * self.config.max_epochs
-        return min(filter(None, (self.config.max_steps, by_epochs)), default=None)
+    def share_done(self) -> float:
+        """Of the training that max_steps or max_epochs sets, in [0, 1]."""
+        p, config = self.progress, self.config
+        epochs = p.epoch + p.position / self.train.num_steps
+        return max(
+            p.step / config.max_steps if config.max_steps else 0.0,
+            epochs / config.max_epochs if config.max_epochs else 0.0,
+        )
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":
@@ -203,49 +236,83 @@ class Trainer:
             return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
+    def _draw_length(self) -> int:
+        """Time steps of the next window (variable lengths: AWD-LSTM's main.py)."""
+        config = self.config
+        if not config.variable_bptt:
+            return config.bptt
+        full = torch.rand((), generator=self.lengths) < 0.95
+        noise = 5 * torch.randn((), generator=self.lengths)
+        return max(5, int((config.bptt if full else config.bptt / 2) + noise))
+
     def _step(self) -> None:
         """One window; nothing here waits for the device."""
-        p = self.progress
-        inputs_TB, targets_TB = self.train.window(p.position, self.config.bptt)
-        num_steps, batch_size = inputs_TB.shape
+        p, config, train = self.progress, self.config, self.train
+        length = self._draw_length()
+        start = p.position + (p.epoch * train.num_steps if train.endless else 0)
+        inputs_TB, targets_TB = train.window(start, length)
         num_tokens = int((targets_TB != IGNORE).sum())
-        if self.config.lr_decay == "linear" and self.total_steps is not None:
-            self.lr = self.peak_lr * (1 - p.step / self.total_steps)
-        else:
-            self.lr = self.peak_lr
+        inputs_TB = inputs_TB.repeat_interleave(self.regularization.samples, dim=1)
+        num_steps, batch_size = inputs_TB.shape
+        self.lr = self.peak_lr * length / config.bptt
+        if config.lr_decay == "linear":
+            self.lr *= 1 - self.share_done
         masks = draw_masks(
             self.rates, self.model.mask_sizes, (num_steps, batch_size), self.generator
         )
+        keep_B1 = None
+        if rate := self.regularization.reset_state:
+            keep_B1 = torch.empty(batch_size, 1, device=self.device)
+            keep_B1.bernoulli_(1 - rate, generator=self.generator)
         self._update(
             inputs_TB.to(self.device, non_blocking=True),
             targets_TB.to(self.device, non_blocking=True),
             torch.tensor(float(num_tokens), device=self.device),
+            keep_B1,
             *masks.flatten(),
         )
+        self.averaging.update()
         p.step += 1
         p.tokens += num_tokens
         p.position += num_steps
-        if p.position >= self.train.num_steps:
-            p.epoch, p.position = p.epoch + 1, 0
-            for state in self.states:
-                for tensor in state:
-                    tensor.zero_()
+        if p.position >= train.num_steps:
+            p.epoch += 1
+            p.position = p.position - train.num_steps if train.endless else 0
+            if not train.endless:
+                self._zero_states()
+
+    def _zero_states(self) -> None:
+        for state in self.states:
+            for tensor in state:
+                tensor.zero_()
 
     def _update_eagerly(
         self,
         inputs_TB: Tensor,
         targets_TB: Tensor,
         num_tokens: Tensor,
-        *masks: Tensor | None,
+        keep_B1: Tensor | None,
+        *flat_masks: Tensor | None,
     ) -> None:
         """Loss, gradient, clipping and update of one window; states and sums in their place."""
+        masks, model, r = Masks.unflatten(flat_masks), self.model, self.regularization
+        states = [(drop(h, keep_B1), drop(c, keep_B1)) for h, c in self.states]
         with self._precision():
-            nats, states = self.model.loss(
-                inputs_TB, targets_TB, self.states, Masks.unflatten(masks)
-            )
+            output_TBH, states = model.outputs(inputs_TB, states, masks)
+            dropped_TBH = drop(output_TBH, masks.output)
+            features = model.features(dropped_TBH)
+            nats = model.output_loss(features, targets_TB.flatten(), r.samples)
+        per = targets_TB.shape[1] if self.config.loss_per == "window" else num_tokens
+        loss = nats / per
+        if r.ar or r.tar:
+            loss = loss + activation_penalty(output_TBH, dropped_TBH, r.ar, r.tar)
         self.optimizer.zero_grad(set_to_none=True)
-        (nats / num_tokens).backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = list(model.parameters())
+        if r.l2:
+            grads = [p.grad for p in parameters]
+            torch._foreach_add_(grads, [p.detach() for p in parameters], alpha=r.l2)  # type: ignore[arg-type]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
         self.optimizer.step()
         with torch.no_grad():
             for old, new in zip(self.states, states, strict=True):
@@ -291,10 +358,8 @@ class Trainer:
         self.sums.zero_()
         mean = nats / tokens
         if not math.isfinite(mean + square_norms):
-            raise UserError(
-                f"the loss is {mean} and the squared gradient norm {square_norms} after step "
-                f"{self.progress.step}: lower optimizer.lr or trainer.clip"
-            )
+            self._go_back(f"the loss is {mean} and the squared gradient norm {square_norms}")
+            return math.inf
         ppl = math.exp(min(mean, 700))
         self._write(
             {
@@ -308,33 +373,67 @@ class Trainer:
         )
         return ppl
 
+    def _go_back(self, reason: str) -> None:
+        """After divergence: the best weights again, a smaller rate, all else anew.
+
+        Raises:
+            UserError: where the config does not want it, or nothing has been validated yet.
+        """
+        p, factor = self.progress, self.config.lr_on_divergence
+        if factor is None or not math.isfinite(p.best_ppl):
+            raise UserError(f"{reason} after step {p.step}: lower optimizer.lr or trainer.clip")
+        best, _ = checkpoint.load(self.run_dir / checkpoint.BEST)
+        self.model.load_state_dict(best)
+        self._zero_states()
+        for slots in self.optimizer.state.values():
+            for value in slots.values():
+                value.zero_()
+        self.averaging.reset()
+        self.peak_lr *= factor
+        log.warning("%s: back to the weights of step %d", reason, p.best_step)
+
     def _validate(self, track: Track) -> None:
-        """Score the validation text; keep the weights if best; drop the rate or stop if not."""
+        """Score the validation text; keep the weights if best; drop the rate or stop if not.
+
+        What is scored is the raw weights and each average that has begun; the rule of averaging
+        says whose score counts.
+        """
         p, config = self.progress, self.config
-        with self._precision():
-            score = self.validate()
+        candidates, scores = self.averaging.candidates(), {}
+        for name, weights in candidates.items():
+            with swapped(self.averaging, weights), self._precision():
+                scores[name] = self.validate()
+        chosen = self.averaging.validated({k: s.ppl for k, s in scores.items()}, p.step)
+        score = scores[chosen]
         improved = score.ppl < p.best_ppl
         if improved:
             p.best_ppl, p.best_step, p.since_best, p.since_drop = score.ppl, p.step, 0, 0
-            checkpoint.save(
-                self.run_dir / checkpoint.BEST,
-                self.model.state_dict(),
-                {"step": p.step, "valid_ppl": score.ppl},
-            )
+            with swapped(self.averaging, candidates[chosen]):
+                checkpoint.save(
+                    self.run_dir / checkpoint.BEST,
+                    self.model.state_dict(),
+                    {"step": p.step, "valid_ppl": score.ppl, "weights": chosen},
+                )
         else:
             p.since_best += 1
             p.since_drop += 1
         log.info(
-            "epoch %.2f  step %d  %.0f s  lr %.3g  validation ppl %.2f%s",
+            "epoch %.2f  step %d  %.0f s  lr %.3g  validation ppl %.2f%s%s",
             p.epoch + p.position / self.train.num_steps,
             p.step,
             p.seconds,
             self.lr,
             score.ppl,
+            "" if chosen == "raw" else f" ({chosen}; raw {scores['raw'].ppl:.2f})",
             "" if improved else f" (best {p.best_ppl:.2f})",
         )
-        self._write({"valid/nats": score.nats / score.words, "valid/ppl": score.ppl}, track)
-        if p.since_drop > config.lr_patience and config.lr_drop != 1:
+        others = {f"valid/{k}/ppl": s.ppl for k, s in scores.items() if len(scores) > 1}
+        self._write(
+            {"valid/nats": score.nats / score.words, "valid/ppl": score.ppl, **others}, track
+        )
+        if config.lr_on_divergence is not None and score.ppl > DIVERGED * p.best_ppl:
+            self._go_back(f"validation perplexity is {score.ppl:.2f}, the best {p.best_ppl:.2f}")
+        elif p.since_drop > config.lr_patience and config.lr_drop != 1:
             p.since_drop = 0
             self.peak_lr *= config.lr_drop
         p.finished = p.finished or self._finished()

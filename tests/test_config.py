@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -18,6 +19,8 @@ GROUP_FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.n
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
 def test_every_yaml_composes_and_is_valid(path: Path) -> None:
     group, option = path.relative_to(ROOT / "configs").parent, path.stem
+    if group.parts[0] == "experiment":
+        group, option = Path("experiment"), str(Path(*group.parts[1:], option))
     value = f"[{option}]" if str(group) == "evaluators" else option
     validate(compose_config([f"{group}={value}"]))
 
@@ -127,3 +130,11 @@ def test_only_tracking_imports_wandb() -> None:
 def test_ranges_name_the_key() -> None:
     with pytest.raises(UserError, match="trainer.clip is -1.0, it must be above 0"):
         validate(compose_config(["trainer.clip=-1"]))
+
+
+def test_the_option_reference_is_what_the_schemas_say() -> None:
+    spec = importlib.util.spec_from_file_location("options", ROOT / "scripts" / "options.py")
+    assert spec is not None and spec.loader is not None
+    options = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(options)
+    assert options.PAGE.read_text() == options.page(), "python scripts/options.py writes it anew"

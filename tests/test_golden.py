@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from mogrifier_lm.config import ModelConfig, OptimizerConfig, TrainerConfig
+from mogrifier_lm.averaging import Averaging
+from mogrifier_lm.config import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.data import Streams
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.kernels.recurrence import BACKENDS
 from mogrifier_lm.optim import build_optimizer
-from mogrifier_lm.regularization import Rates
 from mogrifier_lm.run import build_model
 from mogrifier_lm.trainer import Trainer
 
@@ -49,7 +49,10 @@ def curve(name: str, optimizer: str, backend: str) -> list[float]:
             optimizer=build_optimizer(
                 OptimizerConfig(name=optimizer, lr=rates[optimizer]), model.parameters()
             ),
-            rates=Rates(input=0.2, inter_layer=0.2, state=0.2, output=0.2),
+            averaging=Averaging(model.parameters()),
+            regularization=RegularizationConfig(
+                input_dropout=0.2, inter_layer_dropout=0.2, state_dropout=0.2, output_dropout=0.2
+            ),
             config=TrainerConfig(max_steps=50, bptt=12, log_every=10),
             validate=lambda: Score(nats=1.0, tokens=1, words=1, bytes=1),
             run_dir=Path(folder),

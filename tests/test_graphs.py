@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from mogrifier_lm import graphs
-from mogrifier_lm.config import ModelConfig, OptimizerConfig, TrainerConfig
+from mogrifier_lm.averaging import Averaging
+from mogrifier_lm.config import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.data import Streams
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.graphs import Graphed
 from mogrifier_lm.optim import build_optimizer
-from mogrifier_lm.regularization import Masks, Rates
+from mogrifier_lm.regularization import Masks
 from mogrifier_lm.run import build_model
 from mogrifier_lm.trainer import Trainer
 
@@ -31,7 +32,13 @@ def weights_after(
         model=model,
         train=Streams(ids, 4, eos_id=0),
         optimizer=build_optimizer(OptimizerConfig(name=name, lr=0.01), model.parameters()),
-        rates=Rates(**dict.fromkeys(("input", "inter_layer", "state", "output"), dropout)),
+        averaging=Averaging(model.parameters()),
+        regularization=RegularizationConfig(
+            input_dropout=dropout,
+            inter_layer_dropout=dropout,
+            state_dropout=dropout,
+            output_dropout=dropout,
+        ),
         config=TrainerConfig(
             max_steps=steps, bptt=10, valid_every=steps // 2, lr_drop=0.5, precision=precision
         ),

@@ -17,6 +17,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "projected, skip sum": {"rounds": 2, "embedding_size": 6, "skip_sum": True},
     "residual": {"rounds": 1, "residual": True},
     "top layer of the embedding's size": {"rounds": 1, "embedding_size": 6, "top_hidden_size": 6},
+    "mixture of softmaxes": {"rounds": 1, "embedding_size": 6, "mixture": 3},
     "shared, no zigzag": {"rounds": 3, "share_rounds": True, "zigzag": False},
 }
 V = 23
@@ -193,6 +194,48 @@ def test_activation_penalty_is_awd_lstms() -> None:
     expected = 2 * (dropped**2).mean() + 0.5 * ((output[1:] - output[:-1]) ** 2).mean()
     torch.testing.assert_close(activation_penalty(output, dropped, 2, 0.5), expected)
     assert activation_penalty(output[:1], dropped[:1], 0, 1) == 0
+
+
+def test_log_probs_sum_to_one_and_hold_the_token_nats(model: LanguageModel) -> None:
+    inputs, targets = window(9, 3)
+    hidden, _ = model.encode(inputs, model.zero_states(3))
+    for temperature in (1.0, 0.7):
+        log_p = model.log_probs(hidden, temperature)
+        torch.testing.assert_close(log_p.exp().sum(1), torch.ones(27))
+        nats = model.output_nats(hidden, targets.flatten(), temperature)
+        torch.testing.assert_close(-log_p.gather(1, targets.view(-1, 1)).squeeze(1), nats)
+
+
+def test_multi_sample_objective_is_the_log_of_the_mean_probability(model: LanguageModel) -> None:
+    inputs, targets = window(6, 2)
+    masks = draw_masks(
+        Rates(input=0.5, state=0.5, output=0.5),
+        model.mask_sizes,
+        (6, 6),
+        torch.Generator().manual_seed(0),
+    )
+    hidden, _ = model.encode(inputs.repeat_interleave(3, dim=1), model.zero_states(6), masks)
+    found = model.output_loss(hidden, targets.flatten(), samples=3)
+    # The same three passes one after the other: stream b of sample d is column 3 b + d.
+    passes = []
+    for d in range(3):
+        columns = slice(d, None, 3)
+        of_pass = Masks(
+            **{
+                k: v if v is None or isinstance(v, list) and v[0] is None else
+                [m[:, columns] for m in v] if isinstance(v, list) else v[:, columns]
+                for k, v in vars(masks).items()
+            }
+        )  # fmt: skip
+        nats, _ = model.token_nats(inputs, targets, model.zero_states(2), of_pass)
+        passes.append(-nats)
+    expected = -(torch.stack(passes).logsumexp(0) - math.log(3)).sum()
+    torch.testing.assert_close(found, expected)
+    plain, _ = model.encode(inputs, model.zero_states(2))
+    assert torch.equal(
+        model.output_loss(plain, targets.flatten(), samples=1),
+        model.loss(inputs, targets, model.zero_states(2))[0],
+    )
 
 
 def test_residual_adds_each_layers_input_to_its_output() -> None:

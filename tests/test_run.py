@@ -70,22 +70,31 @@ def test_synthetic_runs_carry_the_floor(small: list[str], cache_dir: Path, tmp_p
         assert 1 < summary[split]["floor_ppl"] < summary[split]["static"]["ppl"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+# Whatever holds state of its own between steps.
+EVERYTHING = [
+    "regularization.per_step=true", "regularization.weight_dropout=0.3", "regularization.samples=2",
+    "regularization.reset_state=0.1", "trainer.streams=read_heads", "trainer.variable_bptt=true",
+    "optimizer.name=radam", "optimizer.averaging=two_tailed", "optimizer.averaging_patience=2",
+    "model.mixture=2", "trainer.precision=bf16",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [[], EVERYTHING], ids=["plain", "everything"])
 def test_a_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(
-    small: list[str], tmp_path: Path, precision: str
+    small: list[str], tmp_path: Path, overrides: list[str]
 ) -> None:
     options = [
-        *small, "regularization=small", "regularization.per_step=true", "trainer.max_steps=240",
-        "trainer.lr_drop=0.5", "trainer.valid_every=30", f"trainer.precision={precision}",
-        "trainer.checkpoint_minutes=0.002", "trainer.threads=1",
+        *small, "regularization=small", "trainer.max_steps=240", "trainer.lr_drop=0.5",
+        "trainer.valid_every=30", "trainer.checkpoint_minutes=0.002", "trainer.threads=1",
+        *overrides,
     ]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = train([*options, f"hydra.run.dir={whole}"], tmp_path)
     assert done.returncode == 0, done.stderr
-    overrides, kills = [*options, f"hydra.run.dir={cut}"], 0
+    arguments, kills = [*options, f"hydra.run.dir={cut}"], 0
     for steps in (20, 90, 170):
         process = subprocess.Popen(
-            command(overrides), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(arguments), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while process.poll() is None:
             lines = (cut / "metrics.jsonl").read_text().splitlines() if cut.exists() and (
@@ -94,10 +103,10 @@ def test_a_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.002)
         kills += process.returncode == -signal.SIGKILL
-        overrides = [f"resume={cut}"]
+        arguments = [f"resume={cut}"]
     assert kills == 3, "the run ended before it could be killed"
     assert (cut / LAST).is_file() and not (cut / "summary.json").exists()
-    done = train(overrides, tmp_path)
+    done = train(arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     assert figures(cut) == figures(whole)
     assert metrics(cut) == metrics(whole)
@@ -193,3 +202,18 @@ def test_help_is_short_and_quick(tmp_path: Path) -> None:
         "trainer.max_epochs",
     ):
         assert word in done.stdout
+
+
+def test_fine_tuning_starts_from_the_averaged_weights_of_another_run(
+    small: list[str], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    averaged = ["optimizer.averaging=ema", "optimizer.averaging_decay=0.5"]
+    assert train([*small, *averaged, f"hydra.run.dir={first}"], tmp_path).returncode == 0
+    tuned = [*small, f"trainer.init_from={first}", f"hydra.run.dir={second}", "optimizer.lr=1e-12",
+             "trainer.max_steps=1"]  # fmt: skip
+    assert train(tuned, tmp_path).returncode == 0
+    ppl = [figures(run)["valid"]["static"]["ppl"] for run in (first, second)]
+    assert ppl[1] == pytest.approx(ppl[0], rel=1e-5)
+    other = train([*small, f"trainer.init_from={first}", "model.rounds=1"], tmp_path)
+    assert other.returncode == 1 and "does not fit this model" in other.stderr

@@ -1,4 +1,8 @@
-"""Streams and windows: how a flat array of tokens becomes batches."""
+"""Streams and windows: how a flat array of tokens becomes batches.
+
+Two orders: `Streams`, columns that end with each pass (AWD-LSTM's), and `ReadHeads`, which never
+end (LAMB's).
+"""
 
 import numpy as np
 import torch
@@ -26,6 +30,8 @@ class Streams:
         UserError: more streams than tokens.
     """
 
+    endless = False  # whether windows count on over the passes
+
     def __init__(self, ids: np.ndarray, batch_size: int, eos_id: int) -> None:
         if len(ids) < batch_size:
             raise UserError(
@@ -52,3 +58,31 @@ class Streams:
         inputs_TB = self.ids[np.maximum(places_TB - 1, 0)].astype(np.int64)
         inputs_TB[places_TB == 0] = self.eos_id
         return torch.from_numpy(inputs_TB), torch.from_numpy(targets_TB)
+
+
+class ReadHeads(Streams):
+    """B heads at equal distances, each reading the whole text in order, round and round.
+
+    LAMB's order of the training data: the heads drift against the passes, so a text's place meets
+    other streams each time, and no state starts anew with a pass. A pass is N // B steps, after
+    which the heads together have read N tokens, give or take B. The input of a text's first token
+    is its last.
+
+    Args, errors: as `Streams`.
+    """
+
+    endless = True
+
+    def __init__(self, ids: np.ndarray, batch_size: int, eos_id: int) -> None:
+        super().__init__(ids, batch_size, eos_id)
+        self.offsets = np.arange(batch_size) * self.num_tokens // batch_size
+        self.num_steps = self.num_tokens // batch_size
+
+    def window(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Time steps [start, start + length) of every head; `start` counts on over the passes."""
+        steps_T1 = np.arange(start, start + length)[:, None]
+        places_TB = (self.offsets + steps_T1) % self.num_tokens
+        inputs_TB, targets_TB = self.ids[places_TB - 1], self.ids[places_TB]
+        return torch.from_numpy(inputs_TB.astype(np.int64)), torch.from_numpy(
+            targets_TB.astype(np.int64)
+        )

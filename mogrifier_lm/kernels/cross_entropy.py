@@ -3,8 +3,13 @@
 The gradients are computed in the forward pass, while a chunk's softmax is at hand, so that no
 product is done twice and nothing of size N * V is kept.
 
-Shape legend: N rows, E features, V classes, K = E + 1 (the bias) rounded up, C rows of a chunk,
-R rows of a block.
+With `log_prior` it is that of a mixture of softmaxes: -ln sum_m prior_m softmax_m[target]. The
+gradient through component m is that of its own softmax times m's posterior, so a mixture costs no
+more than as many rows, and one form serves Mixture of Softmaxes (Yang et al., arXiv 1711.03953) and
+the multi-sample dropout objective (Melis, arXiv 2211.01848), whose prior is 1 / samples.
+
+Shape legend: N targets, M components of the mixture (1 without one), E features, V classes, K = E +
+1 (the bias) rounded up, C rows of a chunk, R rows of a block. A row is a component of a target.
 """
 
 from collections.abc import Callable
@@ -71,16 +76,21 @@ def _run(
     h_NK: Tensor,
     w_VK: Tensor,
     targets: Tensor,
+    log_prior_NM: Tensor | None,
     use_gradient: Callable[[slice, Tensor], None] | None,
-) -> Tensor:
-    """-ln p of each target [N], 0 where ignored; hands each chunk's d nats / d logits on.
+) -> tuple[Tensor, Tensor | None]:
+    """-ln p of each target [N], 0 where ignored, and the components' posteriors [N, M].
 
-    Rows whose target is ignored are handed on with a gradient that is to be disregarded.
+    Hands each chunk's d nats / d logits on. Rows whose target is ignored are handed on with a
+    gradient that is to be disregarded.
     """
     dtype, wide = h_NK.dtype, _wide(h_NK.dtype)
+    mixture = 1 if log_prior_NM is None else log_prior_NM.shape[1]
     nats_N1 = h_NK.new_empty(len(h_NK), 1, dtype=wide)
-    targets_N1 = targets.masked_fill(targets == IGNORE, 0).unsqueeze(1)
+    targets_N1 = targets.masked_fill(targets == IGNORE, 0).repeat_interleave(mixture).unsqueeze(1)
     chunk, block = _chunk_rows(h_NK.device, dtype)
+    chunk = max(chunk // mixture, 1) * mixture
+    joint_NM = None if log_prior_NM is None else log_prior_NM.to(wide, copy=True)
     buffer_CV = h_NK.new_empty(min(chunk, len(h_NK)), len(w_VK))
     buffer_RV = None if dtype == wide else h_NK.new_empty(block, len(w_VK), dtype=wide)
     for start in range(0, len(h_NK), chunk):
@@ -99,28 +109,43 @@ def _run(
                 p_RV.scatter_add_(1, targets_R1, p_RV.new_full((), -1.0).expand_as(targets_R1))
                 if buffer_RV is not None:
                     logits_RV.copy_(p_RV)
+        if joint_NM is not None:
+            places = slice(rows.start // mixture, rows.stop // mixture)
+            joint_NM[places] -= nats_N1[rows].view(-1, mixture)
+            if use_gradient is not None:
+                logits_CV *= joint_NM[places].softmax(1).view(-1, 1)
         if use_gradient is not None:
             use_gradient(rows, logits_CV)
-    return nats_N1.squeeze(1).masked_fill_(targets == IGNORE, 0)
+    nats_N = nats_N1.squeeze(1) if joint_NM is None else -joint_NM.logsumexp(1)
+    posterior_NM = None if joint_NM is None else joint_NM.softmax(1)
+    return nats_N.masked_fill_(targets == IGNORE, 0), posterior_NM
 
 
-def _nats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def _nats(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_prior: Tensor | None
+) -> Tensor:
     dtype = _product_dtype(hidden, weight)
     h_NK, w_VK = _append(hidden, 1, dtype), _append(weight, 0 if bias is None else bias, dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        return _run(h_NK, w_VK, targets, None)
+        return _run(h_NK, w_VK, targets, log_prior, None)[0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        log_prior: Tensor | None,
     ) -> Tensor:
         dtype = _product_dtype(hidden, weight)
-        needs_h, needs_w, needs_b, _ = ctx.needs_input_grad
+        needs_h, needs_w, needs_b, _, _ = ctx.needs_input_grad
         h_NK = _append(hidden, 1, dtype)
         w_VK = _append(weight, 0 if bias is None else bias, dtype)
-        ignored_N1 = (targets == IGNORE).unsqueeze(1)
+        mixture = 1 if log_prior is None else log_prior.shape[1]
+        ignored_N1 = (targets == IGNORE).repeat_interleave(mixture).unsqueeze(1)
         kept_NK = h_NK.masked_fill(ignored_N1, 0)
         grad_h_NK = torch.empty_like(h_NK) if needs_h else None
         grad_w_VK = torch.zeros_like(w_VK, dtype=_wide(dtype)) if needs_w or needs_b else None
@@ -137,48 +162,62 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
         with torch.autocast(hidden.device.type, enabled=False):
             needed = needs_h or needs_w or needs_b
-            nats = _run(h_NK, w_VK, targets, use_gradient if needed else None)
+            nats, posterior = _run(h_NK, w_VK, targets, log_prior, use_gradient if needed else None)
         if grad_h_NK is not None:
             grad_h_NK.masked_fill_(ignored_N1, 0)
-        ctx.save_for_backward(grad_h_NK, grad_w_VK)
+        if posterior is not None:
+            posterior.masked_fill_((targets == IGNORE).unsqueeze(1), 0)
+        ctx.save_for_backward(grad_h_NK, grad_w_VK, posterior)
         ctx.features = hidden.shape[1]
         return nats.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        grad_h_NK, grad_w_VK = ctx.saved_tensors
-        needs_h, needs_w, needs_b, _ = ctx.needs_input_grad
+        grad_h_NK, grad_w_VK, posterior_NM = ctx.saved_tensors
+        needs_h, needs_w, needs_b, _, needs_prior = ctx.needs_input_grad
         features = ctx.features
         return (
             grad_h_NK[:, :features].to(grad_output.dtype) * grad_output if needs_h else None,
             grad_w_VK[:, :features] * grad_output if needs_w else None,
             grad_w_VK[:, features] * grad_output if needs_b else None,
             None,
+            -posterior_NM * grad_output if needs_prior else None,
         )
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    log_prior: Tensor | None = None,
 ) -> Tensor:
-    """Sum over rows of -ln softmax(hidden @ weight.T + bias)[target], in nats.
+    """Sum over targets of -ln softmax(hidden @ weight.T + bias)[target], in nats.
 
     Under `torch.autocast` the products run in the autocast dtype; the softmax, the sum and the
     weight's gradient are fp32 at least.
 
     Args:
-        hidden: [N, E].
+        hidden: [N, E], or [N * M, E] with the components of one target side by side.
         weight: [V, E].
         bias: [V] or None.
-        targets: [N] int64; rows of -100 score zero.
+        targets: [N] int64; those of -100 score zero.
+        log_prior: [N, M] of a mixture of M softmaxes, or None.
     """
     if not torch.is_grad_enabled():
-        return _nats(hidden, weight, bias, targets).sum()
-    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+        return _nats(hidden, weight, bias, targets, log_prior).sum()
+    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, log_prior)  # type: ignore[no-untyped-call]
     return nats
 
 
-def token_nats(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def token_nats(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    log_prior: Tensor | None = None,
+) -> Tensor:
     """The terms of `linear_cross_entropy`, [N] float32, without gradient."""
     with torch.no_grad():
-        return _nats(hidden, weight, bias, targets).float()
+        return _nats(hidden, weight, bias, targets, log_prior).float()

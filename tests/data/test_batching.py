@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mogrifier_lm.data import IGNORE, Streams
+from mogrifier_lm.data import IGNORE, ReadHeads, Streams
 from mogrifier_lm.errors import UserError
 
 
@@ -34,3 +34,17 @@ def test_columns_are_consecutive_text() -> None:
 def test_more_streams_than_tokens_is_an_error() -> None:
     with pytest.raises(UserError, match="8 streams over a text of 7 tokens"):
         Streams(np.arange(7), 8, eos_id=0)
+
+
+@pytest.mark.parametrize(("num_tokens", "batch_size"), [(7, 1), (20, 3), (61, 7), (64, 8)])
+def test_every_read_head_covers_the_whole_text_in_order(num_tokens: int, batch_size: int) -> None:
+    heads = ReadHeads(np.arange(num_tokens, dtype=np.uint16), batch_size, eos_id=0)
+    cut = [heads.window(start, 5) for start in range(0, num_tokens + 5, 5)]
+    inputs, targets = (torch.cat(parts) for parts in zip(*cut, strict=True))
+    starts = targets[0].tolist()
+    assert starts == [b * num_tokens // batch_size for b in range(batch_size)]
+    for b, start in enumerate(starts):
+        expected = [(start + t) % num_tokens for t in range(len(targets))]
+        assert targets[:, b].tolist() == expected
+        assert inputs[:, b].tolist() == [(token - 1) % num_tokens for token in expected]
+    assert heads.num_steps == num_tokens // batch_size

@@ -173,6 +173,29 @@ def test_nan_and_inf_do_not_come_out_finite():
         assert not loss.isfinite()
 
 
+def plain_mixture(hidden, weight, bias, targets, log_prior):
+    components = linear(hidden, weight, bias).log_softmax(1).view(*log_prior.shape, -1)
+    log_p = (components + log_prior.unsqueeze(2)).logsumexp(1)
+    return torch.nn.functional.nll_loss(log_p, targets, reduction="sum")
+
+
+@pytest.mark.parametrize(("n", "components"), [(1, 2), (23, 3), (301, 7), (1100, 1)])
+def test_a_mixture_equals_the_log_of_the_mixed_probabilities(n, components):
+    hidden, weight, bias, _ = problem(n * components)
+    targets = torch.arange(n) % V
+    targets[n // 2] = -100
+    prior = torch.randn(n, components, dtype=torch.float64).log_softmax(1).requires_grad_()
+    wanted = [hidden, weight, bias, prior]
+    results = []
+    for function in (linear_cross_entropy, plain_mixture):
+        loss = function(hidden, weight, bias, targets, prior)
+        results.append([loss.detach(), *torch.autograd.grad(loss / 3, wanted)])
+    torch.testing.assert_close(*results)
+    nats = token_nats(hidden, weight, bias, targets, prior)
+    assert nats.shape == (n,) and nats[n // 2] == 0
+    assert nats.sum().item() == pytest.approx(results[0][0].item(), rel=1e-6)
+
+
 def test_a_target_outside_the_vocabulary_is_an_error():
     *floats, targets = problem(5)
     targets[1] = V

@@ -1,0 +1,77 @@
+"""Write docs/options.md, the reference of every option, out of the schemas in config.py.
+
+    python scripts/options.py
+
+A test fails where the page is not what this writes.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from mogrifier_lm.config import Config
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
+HEAD = """# Options
+
+Every key that `train.py` takes, written by `python scripts/options.py` out of
+`mogrifier_lm/config.py`. Defaults are those of the schema; the files in `configs/` set others
+(`python train.py --cfg job` shows what a command would run with). A rate is a probability; a size
+is a number of features; a step is one window; nats are natural logarithms.
+"""
+
+
+def type_name(hint: Any) -> str:
+    parts = [type_name(part) for part in get_args(hint)]
+    if getattr(hint, "__origin__", None) is list:
+        return f"list of {parts[0]}"
+    return " or ".join(parts) if parts else "null" if hint is type(None) else hint.__name__
+
+
+def span(metadata: Any) -> str:
+    """The values that an option takes."""
+    if metadata.get("choices"):
+        return ", ".join(f"`{choice}`" for choice in metadata["choices"])
+    signs = {"least": "≥", "above": ">", "below": "<"}
+    return ", ".join(
+        f"{s} {metadata[k]:g}" for k, s in signs.items() if metadata.get(k) is not None
+    )
+
+
+def default(field: dataclasses.Field[Any]) -> str:
+    value = field.default_factory() if callable(field.default_factory) else field.default
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
+    )
+
+
+def rows(schema: type, prefix: str) -> list[str]:
+    lines = []
+    for field in dataclasses.fields(schema):
+        hint = get_type_hints(schema)[field.name]
+        nested = [t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)]
+        if nested:
+            lines += rows(nested[0], f"{prefix}{field.name}.")
+            continue
+        cells = [f"`{prefix}{field.name}`", type_name(hint), default(field)]
+        cells += [span(field.metadata), field.metadata["doc"]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def page() -> str:
+    """The whole page: a table for each group, the run's own keys last."""
+    hints = get_type_hints(Config)
+    tables = {
+        name: rows(hint, f"{name}.")
+        for name, hint in hints.items()
+        if hasattr(hint, "__dataclass_fields__")
+    }
+    tables["run"] = [line for line in rows(Config, "") if "." not in line.split("`")[1]]
+    header = "| key | type | default | values | |\n|---|---|---|---|---|\n"
+    return HEAD + "".join(f"\n## {n}\n\n{header}" + "\n".join(t) + "\n" for n, t in tables.items())
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page())

@@ -1,0 +1,105 @@
+"""The recipes of the literature: their parameters are the published ones, and they train."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mogrifier_lm.config import Config, validate
+from mogrifier_lm.evaluators import Score
+from mogrifier_lm.optim import build_averaging, build_optimizer
+from mogrifier_lm.run import ORDERS, build_model
+from mogrifier_lm.trainer import Trainer
+from tests.conftest import ROOT, compose_config
+
+FOLDER = ROOT / "configs" / "experiment"
+NAMES = sorted(str(p.relative_to(FOLDER).with_suffix("")) for p in FOLDER.rglob("*.yaml"))
+# Published parameters, vocabulary (of LAMB: one more), hidden size of the first layer.
+PUBLISHED = {
+    "ptb_awd_lstm": (24_221_600, 10_000, 1150),
+    "wt2_awd_lstm": (33_556_078, 33_278, 1150),
+    "ptb_lstm_24m": (24e6, 10_001, 951),
+    "ptb_mogrifier_24m": (24e6, 10_001, 912),
+    "wt2_lstm_35m": (35e6, 33_279, 1211),
+    "wt2_mogrifier_35m": (35e6, 33_279, 1366),
+    "ptb_mogrifier_rlstm_24m": (24e6, 10_001, None),
+    "wt2_mogrifier_rlstm_35m": (35e6, 33_279, None),
+    "ptb_ablation/rounds_0": (24e6, 10_001, 951),
+    "ptb_ablation/rounds_1": (24e6, 10_001, 943),
+    "ptb_ablation/rounds_2": (24e6, 10_001, 935),
+    "ptb_ablation/rounds_3": (24e6, 10_001, 927),
+    "ptb_ablation/rounds_4": (24e6, 10_001, 919),
+    "ptb_ablation/rounds_5": (24e6, 10_001, 912),
+    "ptb_ablation/rounds_6": (24e6, 10_001, 904),
+    "ptb_ablation/full_rank": (24e6, 10_001, 787),
+    "ptb_ablation/no_zigzag": (24e6, 10_001, 912),
+    "ptb_ablation/mlstm": (24e6, 10_001, None),
+}
+
+
+def config_of(name: str) -> Config:
+    return validate(compose_config([f"experiment={name}"]))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_has_the_published_parameters(name: str) -> None:
+    params, vocabulary, hidden = PUBLISHED[name]
+    model = build_model(config_of(name).model, vocabulary, "meta")
+    assert model.num_params() == pytest.approx(params, rel=0.01)
+    if hidden is not None:
+        assert abs(model.mask_sizes.hidden[0] - hidden) <= 1
+
+
+def test_every_recipe_states_its_command_number_cost_and_what_was_measured() -> None:
+    for name in NAMES:
+        text = (FOLDER / f"{name}.yaml").read_text()
+        header = "\n".join(x for x in text.splitlines() if x.startswith("#"))
+        assert f"python train.py experiment={name}" in header, name
+        assert "Measured" in header and "alidation" in header and "tokens" in header, name
+
+
+def train_twenty_steps(config: Config, folder: Path, vocabulary: int) -> list[float]:
+    """Gradient norms and perplexities of a recipe on random text in small batches."""
+    torch.manual_seed(config.seed)
+    config.trainer.batch_size, config.trainer.max_steps = 4, 20
+    config.trainer.bptt, config.trainer.valid_every, config.trainer.log_every = 9, 10, 5
+    model = build_model(config.model, vocabulary)
+    ids = np.random.default_rng(0).integers(0, vocabulary, 2000).astype(np.uint16)
+    train = ORDERS[config.trainer.streams](ids, config.trainer.batch_size, 0)
+    Trainer(
+        model=model,
+        train=train,
+        optimizer=build_optimizer(config.optimizer, model.parameters()),
+        averaging=build_averaging(config.optimizer, model.parameters(), total_steps=20),
+        regularization=config.regularization,
+        config=config.trainer,
+        validate=lambda: Score(nats=100.0, tokens=50, words=50, bytes=250),
+        run_dir=folder,
+        seed=config.seed,
+    ).fit()
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[k] for line in lines for k in ("train/ppl", "train/grad_norm") if k in line]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_narrow_recipe_trains_without_a_non_finite_number(name: str, tmp_path: Path) -> None:
+    config = config_of(name)
+    model = config.model
+    if model.num_params is not None:
+        model.num_params, model.hidden_size, model.rank = None, 24, model.rank and 4
+    else:
+        model.hidden_size, model.embedding_size = 24, model.embedding_size and 12
+        model.top_hidden_size = model.top_hidden_size and 12
+    values = train_twenty_steps(config, tmp_path, 50)
+    assert len(values) == 8 and all(math.isfinite(value) for value in values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_trains_without_a_non_finite_number(name: str, tmp_path: Path) -> None:
+    """At its full size, in small batches of random text."""
+    values = train_twenty_steps(config_of(name), tmp_path, PUBLISHED[name][1])
+    assert len(values) == 8 and all(math.isfinite(value) for value in values)
