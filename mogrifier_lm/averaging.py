@@ -118,7 +118,7 @@ class Averaging:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the rule will do depends on: tensors, and values fit for JSON."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, mean in self.begun().items():
             tensors |= {f"{name}.{i}": weights for i, weights in enumerate(mean.weights)}
             tensors[f"{name}.total"] = mean.total
