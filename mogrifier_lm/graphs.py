@@ -24,6 +24,8 @@ class Graphed:
     def __init__(self, function: Callable[..., None], device: torch.device) -> None:
         self.function, self.device = function, device
         self.calls: dict[object, int] = {}
+        # One pool of memory for all: nothing in it outlives a replay, and they never overlap.
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.graphs: dict[object, tuple[torch.cuda.CUDAGraph, tuple[Tensor | None, ...]]] = {}
 
     def __call__(self, *args: Tensor | None) -> None:
@@ -44,7 +46,7 @@ class Graphed:
         if shapes not in self.graphs:
             static = tuple(None if a is None else a.clone() for a in args)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self.pool):
                 self.function(*static)
             self.graphs[shapes] = graph, static
         graph, static = self.graphs[shapes]
