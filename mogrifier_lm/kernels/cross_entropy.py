@@ -12,14 +12,32 @@ Shape legend: N targets, M components of the mixture (1 without one), E features
 1 (the bias) rounded up, C rows of a chunk, R rows of a block. A row is a component of a target.
 """
 
+import ctypes
+import functools
+import logging
 from collections.abc import Callable
+from ctypes import c_int64, c_void_p
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mogrifier_lm.kernels import compiled
+
 IGNORE = -100
+NATIVE = {torch.float32: "softmax_fp32", torch.bfloat16: "softmax_bf16"}
+
+
+@functools.cache  # said once
+def _library() -> ctypes.CDLL | None:
+    """The passes over logits in C++; None where they cannot be compiled."""
+    try:
+        return compiled.load(Path(__file__).with_suffix(".cpp"))
+    except OSError as reason:
+        logging.getLogger(__name__).info("the softmax runs in plain torch operations: %s", reason)
+        return None
 
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -35,18 +53,16 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunk_rows(device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
-    """Rows (C, R): of logits at a time, and of those through the softmax at a time.
+def _chunk_rows(device: torch.device, dtype: torch.dtype) -> int:
+    """Rows of logits at a time (C).
 
     Measured for V = 10,000 on a CPU with 2 MB of L2 cache: the passes over fp32 should find their
     rows in cache, products want more rows, most of all in bf16, where each chunk's weight gradient
-    is added up in a pass of its own. Blocks of 32 rows were no faster than of 128, and where other
-    processes hold the cores each further operation waits for its threads. On a GPU few large
-    kernels win.
+    is added up in a pass of its own. On a GPU few large kernels win.
     """
     if device.type != "cpu":
-        return 2048, 2048
-    return (256, 256) if dtype == _wide(dtype) else (1024, 128)
+        return 2048
+    return 256 if dtype == _wide(dtype) else 1024
 
 
 def _append(matrix: Tensor, column: Tensor | float, dtype: torch.dtype) -> Tensor:
@@ -72,53 +88,69 @@ def _softmax_(logits_RV: Tensor, targets_R1: Tensor) -> Tensor:
     return top - logits_RV.amax(1, keepdim=True).log() - target_logit
 
 
+def _portable(logits_CV: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bool) -> None:
+    """Write -ln p of the targets; with `gradient` the logits become d of these / d logits.
+
+    Rows in low precision pass through a block of fp32. Blocks of 32 rows were no faster than of
+    128, and where other processes hold the cores each further operation waits for its threads.
+    """
+    wide = nats_C.dtype
+    for logits_RV, targets_R, nats_R in zip(
+        logits_CV.split(128), targets_C.split(128), nats_C.split(128), strict=True
+    ):
+        targets_R1 = targets_R.unsqueeze(1)
+        p_RV = logits_RV.to(wide)
+        nats_R.copy_(_softmax_(p_RV, targets_R1).squeeze(1))
+        if gradient:
+            p_RV.scatter_add_(1, targets_R1, p_RV.new_full((), -1.0).expand_as(targets_R1))
+            logits_RV.copy_(p_RV)
+
+
 def _run(
     h_NK: Tensor,
     w_VK: Tensor,
     targets: Tensor,
     log_prior_NM: Tensor | None,
-    use_gradient: Callable[[slice, Tensor], None] | None,
+    use_gradient: Callable[[slice, Tensor, Tensor | None], None] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """-ln p of each target [N], 0 where ignored, and the components' posteriors [N, M].
 
-    Hands each chunk's d nats / d logits on. Rows whose target is ignored are handed on with a
-    gradient that is to be disregarded.
+    Hands each chunk's d nats / d logits on, but for the factor of each row that stands beside it,
+    its posterior (None: all 1). Rows whose target is ignored are handed on with a gradient that is
+    to be disregarded.
     """
-    dtype, wide = h_NK.dtype, _wide(h_NK.dtype)
+    dtype, V = h_NK.dtype, len(w_VK)
     mixture = 1 if log_prior_NM is None else log_prior_NM.shape[1]
-    nats_N1 = h_NK.new_empty(len(h_NK), 1, dtype=wide)
-    targets_N1 = targets.masked_fill(targets == IGNORE, 0).repeat_interleave(mixture).unsqueeze(1)
-    chunk, block = _chunk_rows(h_NK.device, dtype)
+    joint_NM = None if log_prior_NM is None else log_prior_NM.to(_wide(dtype), copy=True)
+    nats_N = h_NK.new_empty(len(h_NK), dtype=_wide(dtype))
+    targets_N = targets.masked_fill(targets == IGNORE, 0).repeat_interleave(mixture)
+    native = _library() if h_NK.is_cpu and dtype in NATIVE else None
+    if native and not ((targets_N >= 0) & (targets_N < V)).all():
+        raise IndexError(f"a target is out of bounds: it must lie in [0, {V}) or be {IGNORE}")
+    chunk, width = _chunk_rows(h_NK.device, dtype), -(-V // 16) * 16  # whole vectors
     chunk = max(chunk // mixture, 1) * mixture
-    joint_NM = None if log_prior_NM is None else log_prior_NM.to(wide, copy=True)
-    buffer_CV = h_NK.new_empty(min(chunk, len(h_NK)), len(w_VK))
-    buffer_RV = None if dtype == wide else h_NK.new_empty(block, len(w_VK), dtype=wide)
+    buffer = h_NK.new_empty(min(chunk, len(h_NK)), width)
+    buffer[:, V:] = 0  # bf16 products were seen to read beyond a row's end, where a NaN may lie
     for start in range(0, len(h_NK), chunk):
         rows = slice(start, min(start + chunk, len(h_NK)))
-        logits_CV = buffer_CV[: rows.stop - start]
+        logits_CV = buffer[: rows.stop - start, :V]
         torch.mm(h_NK[rows], w_VK.T, out=logits_CV)
-        for logits_RV, targets_R1, nats_R1 in zip(
-            torch.split(logits_CV, block),
-            torch.split(targets_N1[rows], block),
-            torch.split(nats_N1[rows], block),
-            strict=True,
-        ):
-            p_RV = logits_RV if buffer_RV is None else buffer_RV[: len(logits_RV)].copy_(logits_RV)
-            nats_R1.copy_(_softmax_(p_RV, targets_R1))
-            if use_gradient is not None:
-                p_RV.scatter_add_(1, targets_R1, p_RV.new_full((), -1.0).expand_as(targets_R1))
-                if buffer_RV is not None:
-                    logits_RV.copy_(p_RV)
+        if native:
+            pointers = (t.data_ptr() for t in (logits_CV, targets_N[rows], nats_N[rows]))
+            sizes = (len(logits_CV), V, width, use_gradient is not None, torch.get_num_threads())
+            getattr(native, NATIVE[dtype])(*map(c_void_p, pointers), *map(c_int64, sizes))
+        else:
+            _portable(logits_CV, targets_N[rows], nats_N[rows], use_gradient is not None)
+        posterior_C1 = None
         if joint_NM is not None:
             places = slice(rows.start // mixture, rows.stop // mixture)
-            joint_NM[places] -= nats_N1[rows].view(-1, mixture)
-            if use_gradient is not None:
-                logits_CV *= joint_NM[places].softmax(1).view(-1, 1)
+            joint_NM[places] -= nats_N[rows].view(-1, mixture)
+            posterior_C1 = joint_NM[places].softmax(1).view(-1, 1)
         if use_gradient is not None:
-            use_gradient(rows, logits_CV)
-    nats_N = nats_N1.squeeze(1) if joint_NM is None else -joint_NM.logsumexp(1)
-    posterior_NM = None if joint_NM is None else joint_NM.softmax(1)
-    return nats_N.masked_fill_(targets == IGNORE, 0), posterior_NM
+            use_gradient(rows, logits_CV, posterior_C1)
+    if joint_NM is None:
+        return nats_N.masked_fill_(targets == IGNORE, 0), None
+    return (-joint_NM.logsumexp(1)).masked_fill_(targets == IGNORE, 0), joint_NM.softmax(1)
 
 
 def _nats(
@@ -148,17 +180,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignored_N1 = (targets == IGNORE).repeat_interleave(mixture).unsqueeze(1)
         kept_NK = h_NK.masked_fill(ignored_N1, 0)
         grad_h_NK = torch.empty_like(h_NK) if needs_h else None
-        grad_w_VK = torch.zeros_like(w_VK, dtype=_wide(dtype)) if needs_w or needs_b else None
+        grad_w_VK = torch.empty_like(w_VK, dtype=_wide(dtype)) if needs_w or needs_b else None
+        if grad_w_VK is not None and len(h_NK) == 0:
+            grad_w_VK.zero_()
 
-        def use_gradient(rows: slice, gradient_CV: Tensor) -> None:
+        def use_gradient(rows: slice, gradient_CV: Tensor, posterior_C1: Tensor | None) -> None:
             if grad_h_NK is not None:
                 torch.mm(gradient_CV, w_VK, out=grad_h_NK[rows])
+            kept_CK = kept_NK[rows]
+            if posterior_C1 is not None:  # not on the logits, which are the widest
+                if grad_h_NK is not None:
+                    grad_h_NK[rows] *= posterior_C1
+                kept_CK = (kept_CK * posterior_C1).to(dtype)
             if grad_w_VK is None:
                 return
-            if grad_w_VK.dtype == dtype:
-                grad_w_VK.addmm_(gradient_CV.T, kept_NK[rows])
+            if grad_w_VK.dtype != dtype:
+                product_VK = gradient_CV.T @ kept_CK
+                grad_w_VK.copy_(product_VK) if rows.start == 0 else grad_w_VK.add_(product_VK)
+            elif rows.start == 0:
+                torch.mm(gradient_CV.T, kept_CK, out=grad_w_VK)
             else:
-                grad_w_VK.add_(gradient_CV.T @ kept_NK[rows])
+                grad_w_VK.addmm_(gradient_CV.T, kept_CK)
 
         with torch.autocast(hidden.device.type, enabled=False):
             needed = needs_h or needs_w or needs_b

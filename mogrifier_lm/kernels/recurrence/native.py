@@ -1,8 +1,7 @@
 """The LSTM recurrence on a CPU, its two loops over time in C++ (native.cpp), fp32 and bf16.
 
-The source is compiled by the machine's own compiler on first use and kept in
-${XDG_CACHE_HOME:-~/.cache}/mogrifier_lm/native. What is not sequential stays here: packing the
-weights, the product of an input that no round gates, and the weight gradients.
+What is not sequential stays here: packing the weights, the product of an input that no round gates,
+and the weight gradients.
 
 Shape legend: T time steps, B streams, I input size, H hidden size, n target size of a round,
 k rank; Ip, Hp, kp the sizes padded with zeros to whole vectors.
@@ -10,12 +9,6 @@ k rank; Ip, Hp, kp the sizes padded with zeros to whole vectors.
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from ctypes import c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -25,11 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from mogrifier_lm.kernels import compiled
 from mogrifier_lm.kernels.recurrence.fused import flatten, product_dtype, unflatten
 from mogrifier_lm.kernels.recurrence.reference import Round, Weights
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
 SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LANES = {torch.float32: 16, torch.bfloat16: 32}  # sizes are padded to multiples of these
 
@@ -54,43 +47,12 @@ def library() -> ctypes.CDLL:
     """The compiled loops.
 
     Raises:
-        OSError: no compiler, or one that fails, with the reason in one line.
+        OSError: they cannot be compiled here, or not run, with the reason in one line.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise OSError("the native backend needs a C++ compiler (g++, or the one $CXX names)")
-    # One pool of threads: link the OpenMP runtime that torch has loaded, where it ships one.
-    shipped = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
-    runtime = [str(shipped[0])] if shipped else ["-fopenmp"]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    cpu = platform.processor() + "".join(_cpu_flags())
-    key = "\n".join((SOURCE.read_text(), *FLAGS, *runtime, version, cpu))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "mogrifier_lm" / "native" / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
-            _execute([compiler, *FLAGS, "-c", str(SOURCE), "-o", compiled])
-            _execute([compiler, "-shared", compiled, *runtime, "-o", linked])
-            os.replace(linked, path)  # atomic: another process may be doing the same
-    loaded = ctypes.CDLL(str(path))
+    loaded = compiled.load(SOURCE)
     if loaded.prepare():
         raise OSError("the native backend was refused the AMX tiles by the operating system")
     return loaded
-
-
-def _cpu_flags() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return [line for line in lines if line.startswith(("flags", "Features"))][:1]
-
-
-def _execute(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = next((s for s in done.stderr.splitlines() if "error" in s), f"{done.returncode}")
-        raise OSError(f"the native backend could not be compiled: {command[0]}: {reason}")
 
 
 class _Round(ctypes.Structure):
