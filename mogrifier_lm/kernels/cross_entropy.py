@@ -96,7 +96,7 @@ def _portable(logits_CV: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bo
     """
     wide = nats_C.dtype
     for logits_RV, targets_R, nats_R in zip(
-        logits_CV.split(128), targets_C.split(128), nats_C.split(128), strict=True
+        *(torch.split(tensor, 128) for tensor in (logits_CV, targets_C, nats_C)), strict=True
     ):
         targets_R1 = targets_R.unsqueeze(1)
         p_RV = logits_RV.to(wide)
@@ -127,10 +127,10 @@ def _run(
     native = _library() if h_NK.is_cpu and dtype in NATIVE else None
     if native and not ((targets_N >= 0) & (targets_N < V)).all():
         raise IndexError(f"a target is out of bounds: it must lie in [0, {V}) or be {IGNORE}")
-    chunk, width = _chunk_rows(h_NK.device, dtype), -(-V // 16) * 16  # whole vectors
-    chunk = max(chunk // mixture, 1) * mixture
+    chunk = max(_chunk_rows(h_NK.device, dtype) // mixture, 1) * mixture
+    # Whole vectors, whose end gets zeros: torch's bf16 products read (and ignore) it.
+    width = -(-V // 16) * 16 if native else V
     buffer = h_NK.new_empty(min(chunk, len(h_NK)), width)
-    buffer[:, V:] = 0  # bf16 products were seen to read beyond a row's end, where a NaN may lie
     for start in range(0, len(h_NK), chunk):
         rows = slice(start, min(start + chunk, len(h_NK)))
         logits_CV = buffer[: rows.stop - start, :V]

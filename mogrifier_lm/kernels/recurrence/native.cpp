@@ -153,8 +153,9 @@ static void product(float* dst, idx ldd, const S* source, idx lds, const S* matr
   const idx most = ROWS, widest = PANELS;
 #endif
   const idx blocks = (B + most - 1) / most;
-  for (idx v = range.begin; v < range.end; v += widest) {
-    const idx n = v + widest < range.end ? widest : range.end - v;
+  const idx all = range.end - range.begin, groups = (all + widest - 1) / widest;
+  for (idx g = 0; g < groups; g++) {  // of equal width: one panel alone takes almost as long as two
+    const idx v = range.begin + all * g / groups, n = range.begin + all * (g + 1) / groups - v;
     const S* panels = matrix + v * K * LANES;
     const char* ahead = (const char*)(v + n < range.end ? panels + n * K * LANES : next);
     const idx lines = n > blocks ? 2 : 1;

@@ -327,8 +327,20 @@ def _backward(
     def gradient(d: Tensor, source: Tensor) -> Tensor:
         return (d.t() @ source).float()
 
+    def gate_gradients(d: Tensor, source: Tensor) -> Tensor:
+        """[4H, m], a product for each gate: no row of it is padding."""
+        result = torch.empty(4, H, source.shape[1])
+        for gate, d_gate in zip(result, d.view(-1, 4, loop.Hp)[..., :H].unbind(1), strict=True):
+            if loop.dtype == torch.float32:
+                torch.mm(d_gate.t(), source, out=gate)
+            else:
+                gate.copy_(d_gate.t() @ source)
+        return result.flatten(0, 1)
+
+    ones = torch.ones(1, T * B, dtype=loop.dtype)
+
     def total(d: Tensor) -> Tensor:
-        return d.sum(0, dtype=torch.float32)
+        return (ones @ d)[0].float()  # a sum in float32 would first convert all of d
 
     x0 = x = x_TBI.flatten(0, 1).to(loop.dtype)
     h0 = h = rows(loop.hs, H)
@@ -349,7 +361,7 @@ def _backward(
         else:
             x = rows(loop.targets[i], I)
     d = rows(d_acts, 4 * loop.Hp)
-    d_ih, d_hh = (gradient(d, s).view(4, loop.Hp, -1)[:, :H].flatten(0, 1) for s in (x, h))
+    d_ih, d_hh = (gate_gradients(d, s) for s in (x, h))
     d_bias = None if w.bias is None else total(d).view(4, -1)[:, :H].flatten()
     if w.rounds:
         d_x = d_x[..., :I]
