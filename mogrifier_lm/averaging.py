@@ -243,28 +243,26 @@ class TwoTailed(Averaging):
         loss = {name: _finite(value) for name, value in ppl.items()}
         for name, losses in self.history.items():
             losses.append(loss[name])
+        stagnant = {k for k, v in self.history.items() if _since_best(v) >= self.patience}
         used = "long"
-        if loss["short"] <= loss["long"] or self._stagnates("long"):
+        if loss["short"] <= loss["long"] or "long" in stagnant:
             used = "short"
             # Names change, places do not: a captured graph adds to both where they are.
             self.means = {"long": self.means["short"], "short": self.means["long"]}
             self.history = {"long": self.history["short"], "short": []}
             self._clear("short")
-        elif self._stagnates("short"):
+        elif "short" in stagnant:
             self._clear("short")
         if self.means["long"].length > 1 and loss["raw"] <= loss[used]:
             if len(self.history["long"]) == 1:
-                self._clear("long")
-                self._clear("short")
+                self._clear("long", "short")
             return "raw"
         return used
 
-    def _stagnates(self, name: str) -> bool:
-        return _since_best(self.history[name]) >= self.patience
-
-    def _clear(self, name: str) -> None:
-        self.means[name].clear()
-        self.history[name] = []
+    def _clear(self, *names: str) -> None:
+        for name in names:
+            self.means[name].clear()
+            self.history[name] = []
 
 
 RULES: dict[str, type[Averaging]] = {

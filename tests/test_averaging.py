@@ -160,7 +160,7 @@ def test_exponential_average_is_the_weighted_sum() -> None:
         torch.testing.assert_close(torch.cat(weights), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("overfit", [False, True])
 def test_two_tailed_averaging_is_algorithm_2(seed: int, overfit: bool) -> None:
     """Its lengths, with resets by stagnation where the loss turns up; means of just those steps."""
@@ -176,7 +176,7 @@ def test_two_tailed_averaging_is_algorithm_2(seed: int, overfit: bool) -> None:
     assert lengths[0] == 1 and (lengths != without_resets) == overfit
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_two_tailed_averaging_is_near_the_best_tail(seed: int) -> None:
     """Against the best of all tails that start at a validation, found by trying each."""
     recorded, ratios = train(100 * EVERY, seed=seed), []
@@ -184,7 +184,6 @@ def test_two_tailed_averaging_is_near_the_best_tail(seed: int) -> None:
         tails = range(EVERY, step + 1, EVERY)
         best = min(loss(recorded[step - n : step].mean(0)) for n in tails)
         ratios.append(loss(torch.cat(weights)) / best)
-    print(seed, max(ratios[10:]), min(ratios))
     assert max(ratios[10:]) < 1.1
 
 
