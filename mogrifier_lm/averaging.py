@@ -1,16 +1,13 @@
 """Averages of the weights over training: evaluation sees the average, training goes on raw.
 
-One interface for every rule (`RULES`). The trainer calls `update` after each optimizer step; at a
-validation it scores every one of `candidates`, hands the perplexities to `validated` and evaluates
-from there with the candidate that this names:
+Every rule (`RULES`) has one interface. `update` follows each optimizer step; at a validation all
+`candidates` are scored and `validated` names the one that evaluation uses from there:
 
     candidates = averaging.candidates()
     for name, weights in candidates.items():
         with swapped(averaging, weights):
             ppl[name] = ...
-    chosen = averaging.validated(ppl, step)  # ppl[chosen] is the score of candidates[chosen]
-
-The averages are kept beside the parameters, one copy of the weights for each.
+    used = averaging.validated(ppl, step)  # candidates[used], with the perplexity ppl[used]
 """
 
 import copy
@@ -22,24 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WORST = sys.float_info.max
-
-
-def _finite(ppl: float) -> float:
-    """The perplexity; the largest float for infinity and NaN, so that it compares, in JSON too."""
-    return ppl if ppl < WORST else WORST
-
 
 class Mean:
-    """A running mean of weights: arithmetic, or exponential with the bias corrected.
+    """A running mean of weights, one copy of them: Σ decay^(t-i) w_i / Σ decay^(t-i) after step t.
 
-    After t additions, mean = Σ decay^(t-i) w_i / Σ decay^(t-i); decay 1 weighs all alike. In place
-    and without a branch, so that `add` can be part of a captured CUDA graph: the sum of the factors
-    lives on the device.
-
-    Args:
-        parameters: the weights to come; means have their shapes and fp32 (or better).
-        decay: in (0, 1].
+    With decay 1 the arithmetic mean, below it the exponential one with its bias corrected. `add`
+    can be part of a captured CUDA graph: no branches, the sum of the factors lives on the device.
     """
 
     def __init__(self, parameters: Sequence[Tensor], decay: float = 1.0) -> None:
@@ -52,11 +37,11 @@ class Mean:
 
     @torch.no_grad()
     def add(self, parameters: Sequence[Tensor]) -> None:
-        """Take the present weights into the mean: one pass over memory."""
+        """Take the present weights in, with one pass over memory."""
         self.total.mul_(self.decay).add_(1)
         rate = self.total.reciprocal()
         for mean, parameter in zip(self.weights, parameters, strict=True):
-            mean.lerp_(parameter.to(mean.dtype), rate.to(mean.dtype))  # exact where rate is 1
+            mean.lerp_(parameter.to(mean.dtype), rate.to(mean.dtype))
 
     def clear(self) -> None:
         """Begin anew with the next addition."""
@@ -66,18 +51,18 @@ class Mean:
 
     @property
     def length(self) -> float:
-        """Steps in the mean, for decay 1; 0 is an empty one. Waits for the device."""
+        """Number of steps in the mean, for decay 1; 0 if empty. Waits for the device."""
         return self.total.item()
 
 
 class Averaging:
-    """The rule "none", evaluation sees the raw weights; and what the other rules share.
+    """The rule "none", evaluation sees the raw weights; and what all rules share.
 
     Args:
-        parameters: the weights being trained, all on one device.
+        parameters: the weights in training, all on one device.
     """
 
-    saved: tuple[str, ...] = ()  # attributes that `state_dict` keeps: plain values
+    saved: tuple[str, ...] = ()  # attributes with plain values that `state_dict` keeps
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = list(parameters)
@@ -94,11 +79,11 @@ class Averaging:
             mean.clear()
 
     def begun(self) -> dict[str, Mean]:
-        """The means that hold any weights; waits for the device."""
+        """The means that are not empty; waits for the device."""
         return {name: mean for name, mean in self.means.items() if mean.length}
 
     def candidates(self) -> dict[str, list[Tensor]]:
-        """The weights to score at a validation: "raw" first, then the averages that have begun.
+        """Name → weights to score at a validation: "raw", then each average that has begun.
 
         They are the tensors in use, not copies: good until the next `update`.
         """
@@ -108,16 +93,16 @@ class Averaging:
         """Move the rule on after a validation.
 
         Args:
-            ppl: validation perplexity of each candidate, by name.
-            step: optimizer steps done.
+            ppl: validation perplexity of each candidate.
+            step: number of optimizer steps done.
 
         Returns:
-            The name in `ppl` of the weights that evaluation uses from here.
+            Which of them evaluation uses from here.
         """
         return "average" if "average" in ppl else "raw"
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the rule will do depends on: tensors, and values fit for JSON."""
+        """All that the rule's future depends on: tensors, and values fit for JSON."""
         tensors: dict[str, Tensor] = {}
         for name, mean in self.begun().items():
             tensors |= {f"{name}.{i}": weights for i, weights in enumerate(mean.weights)}
@@ -128,12 +113,11 @@ class Averaging:
         """Go on exactly where `state_dict` was taken.
 
         Raises:
-            ValueError: the state of another rule.
+            ValueError: the state is another rule's.
         """
         if set(values) != set(self.saved) or {k.split(".")[0] for k in tensors} - set(self.means):
             raise ValueError(
-                f"the saved averages ({', '.join([*tensors, *values])}) are of another rule than "
-                f"{type(self).__name__}: resume with the rule of the run"
+                f"not a state of {type(self).__name__}: resume with the run's own rule"
             )
         for name in self.saved:
             setattr(self, name, copy.deepcopy(values[name]))
@@ -141,40 +125,34 @@ class Averaging:
             mean.clear()
             if f"{name}.total" in tensors:
                 mean.total.copy_(tensors[f"{name}.total"])
-                for i, weights in enumerate(mean.weights):
-                    weights.copy_(tensors[f"{name}.{i}"])
+                _copy([tensors[f"{name}.{i}"] for i in range(len(mean.weights))], mean.weights)
 
 
 class Exponential(Averaging):
-    """Exponential moving average from the first step on, its bias corrected.
-
-    Args:
-        decay: per step, in (0, 1); about 1 / (1 - decay) steps are remembered.
-    """
+    """Exponential moving average from the first step on, over about 1 / (1 - decay) steps."""
 
     def __init__(self, parameters: Iterable[Tensor], *, decay: float = 0.999) -> None:
         super().__init__(parameters)
-        if not 0 < decay < 1:
-            raise ValueError(f"decay is {decay}: give one between 0 and 1")
         self.means["average"] = Mean(self.parameters, decay)
 
 
 class Triggered(Averaging):
-    """A mean of all weights after one validation, which `triggered` picks; raw until then."""
+    """Raw until a validation at which `triggers`; then the mean of all weights after it."""
 
-    saved: tuple[str, ...] = ("started",)
+    saved = ("started", "history")
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__(parameters)
         self.means["average"] = Mean(self.parameters)
         self.started = False
+        self.history: list[float] = []  # raw perplexities until the start, the present one last
 
-    def triggered(self, ppl: float, step: int) -> bool:
-        """Whether averaging starts now; asked at each validation until it does."""
+    def triggers(self, step: int) -> bool:
+        """Whether averaging starts at this validation."""
         raise NotImplementedError
 
     def update(self) -> None:
-        # On a GPU always, for a graph captured before the start has to hold it: the start clears.
+        # On a GPU always: a graph captured before the start must hold it. The start clears.
         if self.started or self.parameters[0].is_cuda:
             super().update()
 
@@ -182,59 +160,46 @@ class Triggered(Averaging):
         return super().begun() if self.started else {}
 
     def validated(self, ppl: Mapping[str, float], step: int) -> str:
-        if not self.started and self.triggered(_finite(ppl["raw"]), step):
-            self.means["average"].clear()
-            self.started = True
+        if not self.started:
+            self.history.append(_finite(ppl["raw"]))
+            if self.triggers(step):
+                self.started = True
+                self.means["average"].clear()
         return super().validated(ppl, step)
 
 
 class NonMonotonic(Triggered):
     """NT-ASGD (Merity et al. 2017, arXiv 1708.02182) with the trigger of its published code.
 
-    Averaging starts at a validation that is worse than the best of all earlier ones but the last n:
+    Averaging starts at a validation that is worse than the best of all before it but the last n:
     `len(best_val_loss) > nonmono and val_loss > min(best_val_loss[:-nonmono])` in main.py of
-    salesforce/awd-lstm-lm, the present loss not yet in the list; so not before validation n + 2.
-    Algorithm 1 of the paper's arXiv version takes the minimum of the last n instead, a misprint
-    according to its authors (issue 13 there), which starts at the first setback.
-
-    The mean holds the weights after each step since; the paper also counts those at the trigger,
-    torch.optim.ASGD(t0=0), which the code uses, leaves out those of the first step.
+    salesforce/awd-lstm-lm, val_loss not yet in the list; so at validation n + 2 or later. The
+    arXiv paper's Algorithm 1 takes the minimum of the last n instead, a misprint according to its
+    authors (issue 13 there), which starts at the first setback. The mean holds the weights after
+    every step since; torch.optim.ASGD(t0=0), which that code uses, leaves the first step's out.
 
     Args:
-        nonmono: n, in validations.
+        nonmono: n, in validations, at least 1.
     """
-
-    saved = ("started", "history")
 
     def __init__(self, parameters: Iterable[Tensor], *, nonmono: int = 5) -> None:
         super().__init__(parameters)
-        if nonmono < 1:
-            raise ValueError(f"nonmono is {nonmono}: give at least 1 validation")
         self.nonmono = nonmono
-        self.history: list[float] = []
 
-    def triggered(self, ppl: float, step: int) -> bool:
-        n = self.nonmono
-        now = len(self.history) > n and ppl > min(self.history[:-n])
-        self.history.append(ppl)
-        return now
+    def triggers(self, step: int) -> bool:
+        *earlier, now = self.history
+        return len(earlier) > self.nonmono and now > min(earlier[: -self.nonmono])
 
 
 class Tail(Triggered):
-    """LAMB's tail average: starts when validation stalls, or late in the training.
-
-    Its flags trigger_averaging_turns and trigger_averaging_at_the_latest; whichever comes first.
+    """LAMB's tail average: from where validation stalls, or late in training if that is earlier.
 
     Args:
-        patience: validations without improvement after which averaging starts; None: never.
-        start_step: steps of training at or after which it starts, at a validation (0: with the
-            first step); None: never.
-
-    Raises:
-        ValueError: both are None.
+        patience: starts after so many validations without improvement (its flag
+            trigger_averaging_turns); None: never so.
+        start_step: starts at the first validation at or after this step (its flag
+            trigger_averaging_at_the_latest; 0: from the first step on); None: never so.
     """
-
-    saved = ("started", "best", "stale")
 
     def __init__(
         self,
@@ -245,92 +210,67 @@ class Tail(Triggered):
     ) -> None:
         super().__init__(parameters)
         if patience is None and start_step is None:
-            raise ValueError("averaging would never start: give patience or start_step")
-        if patience is not None and patience < 1:
-            raise ValueError(f"patience is {patience}: give at least 1 validation, or None")
+            raise ValueError("the average would never start: give patience or start_step")
         self.patience, self.start_step = patience, start_step
-        self.started = start_step is not None and start_step <= 0
-        self.best, self.stale = WORST, 0
+        self.started = start_step == 0
 
-    def triggered(self, ppl: float, step: int) -> bool:
-        self.stale = 0 if ppl < self.best else self.stale + 1
-        self.best = min(ppl, self.best)
-        stalled = self.patience is not None and self.stale >= self.patience
+    def triggers(self, step: int) -> bool:
+        stalled = self.patience is not None and _since_best(self.history) >= self.patience
         return stalled or (self.start_step is not None and step >= self.start_step)
 
 
 class TwoTailed(Averaging):
     """Two-Tailed Averaging (Melis 2022, arXiv 2209.12581), Algorithm 2.
 
-    A long and a short mean of the last L and S <= L weights. At a validation with perplexities F1
-    (raw), FS and FL: if FS <= FL or FL stagnates, the short mean becomes the long one and a new
-    short one begins; else if FS stagnates, it begins anew. Then the raw weights are used if L > 1
-    and F1 <= FL (and where the long mean is but one validation old, L = E, both begin anew), else
-    the long mean. For a constant learning rate; the long mean estimates the best tail at any time.
-
-    A mean that takes over goes by the name under which it was scored ("short") until the next
-    validation. While both are the same weights, only "long" is scored.
+    Means of the last L and the last S ≤ L weights, with perplexities FL and FS at a validation, raw
+    F1. If FS ≤ FL or FL stagnates, the short mean becomes the long one and a new short one begins;
+    else if FS stagnates, the short one begins anew. Then evaluation uses the raw weights if L > 1
+    and F1 ≤ FL (and if L spans one validation interval only, both means begin anew), else the long
+    mean. Made for a constant learning rate. A mean that becomes the long one is still called
+    "short" by the `validated` that makes it so: its score has that name.
 
     Args:
-        patience: a mean stagnates after so many validations without an improvement of its own; the
-            paper says "a few", its figure 6b shows 3.
+        patience: a mean stagnates after so many validations without improving on itself (in the
+            paper "a few", 3 in its figure of a reset).
     """
 
     saved = ("history",)
 
     def __init__(self, parameters: Iterable[Tensor], *, patience: int = 3) -> None:
         super().__init__(parameters)
-        if patience < 1:
-            raise ValueError(f"patience is {patience}: give at least 1 validation")
         self.patience = patience
         self.means = {name: Mean(self.parameters) for name in ("long", "short")}
-        self.history: dict[str, dict[str, Any]] = {}
-        for name in self.means:
-            self._clear(name)
-
-    def _clear(self, name: str) -> None:
-        self.means[name].clear()
-        self.history[name] = {"best": WORST, "stale": 0, "validations": 0}
-
-    def reset(self) -> None:
-        for name in self.means:
-            self._clear(name)
-
-    def _stagnates(self, name: str) -> bool:
-        return bool(self.history[name]["stale"] >= self.patience)
-
-    def candidates(self) -> dict[str, list[Tensor]]:
-        found = super().candidates()
-        if "short" in found and self.means["short"].length == self.means["long"].length:
-            del found["short"]
-        return found
+        self.history: dict[str, list[float]] = {"long": [], "short": []}  # since each mean began
 
     def validated(self, ppl: Mapping[str, float], step: int) -> str:
-        if "long" not in ppl:
-            return "raw"
-        for name in self.means.keys() & ppl.keys():
-            own, loss = self.history[name], _finite(ppl[name])
-            own["stale"] = 0 if loss < own["best"] else own["stale"] + 1
-            own["best"] = min(loss, own["best"])
-            own["validations"] += 1
+        if "short" not in ppl:  # no step since the last validation
+            return "long" if "long" in ppl else "raw"
+        loss = {name: _finite(value) for name, value in ppl.items()}
+        for name, losses in self.history.items():
+            losses.append(loss[name])
+        stagnant = {k for k, v in self.history.items() if _since_best(v) >= self.patience}
         used = "long"
-        if "short" not in ppl:
-            self._clear("short")  # the long mean is already what it would become
-        elif _finite(ppl["short"]) <= _finite(ppl["long"]) or self._stagnates("long"):
-            # They change names, not places: a captured graph adds to both where they are.
-            means, own = self.means, self.history
-            means["long"], means["short"] = means["short"], means["long"]
-            own["long"], own["short"] = own["short"], own["long"]
-            self._clear("short")
+        if loss["short"] <= loss["long"] or "long" in stagnant:
             used = "short"
-        elif self._stagnates("short"):
+            # Names change, places do not: a captured graph adds to both where they are.
+            self.means = {"long": self.means["short"], "short": self.means["long"]}
+            self.history = {"long": self.history["short"], "short": []}
             self._clear("short")
-        if self.means["long"].length > 1 and _finite(ppl["raw"]) <= _finite(ppl[used]):
-            if self.history["long"]["validations"] == 1:
-                self._clear("long")
-                self._clear("short")
+        elif "short" in stagnant:
+            self._clear("short")
+        if self.means["long"].length > 1 and loss["raw"] <= loss[used]:
+            if len(self.history["long"]) == 1:
+                self._clear("long", "short")
             return "raw"
         return used
+
+    def reset(self) -> None:
+        self._clear("long", "short")
+
+    def _clear(self, *names: str) -> None:
+        for name in names:
+            self.means[name].clear()
+            self.history[name] = []
 
 
 RULES: dict[str, type[Averaging]] = {
@@ -346,14 +286,14 @@ RULES: dict[str, type[Averaging]] = {
 def swapped(averaging: Averaging, weights: Sequence[Tensor]) -> Iterator[None]:
     """Within, the parameters have the values `weights`; after, on an error too, their own again.
 
-    Values are copied in place, for captured graphs hold the addresses of the parameters, and caches
-    of packed weights watch their versions. For the time it takes one more copy of the weights.
+    Copies in place: captured graphs hold the parameters' addresses, caches of packed weights watch
+    their versions. Takes one more copy of the weights meanwhile; nothing for the raw ones.
     """
     parameters = averaging.parameters
-    if all(w is p for w, p in zip(weights, parameters, strict=True)):
-        yield  # the raw weights
+    if all(weight is parameter for weight, parameter in zip(weights, parameters, strict=True)):
+        yield
         return
-    raw = [p.detach().clone() for p in parameters]
+    raw = [parameter.detach().clone() for parameter in parameters]
     try:
         _copy(weights, parameters)
         yield
@@ -365,3 +305,13 @@ def swapped(averaging: Averaging, weights: Sequence[Tensor]) -> Iterator[None]:
 def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source)
+
+
+def _finite(ppl: float) -> float:
+    """The perplexity; for infinity and NaN the largest float, which compares and fits JSON."""
+    return ppl if ppl < sys.float_info.max else sys.float_info.max
+
+
+def _since_best(history: Sequence[float]) -> int:
+    """How many validations ago the best was, the earliest of equals."""
+    return len(history) - 1 - history.index(min(history))
