@@ -182,16 +182,16 @@ class StaticConfig:
 
 @dataclass(kw_only=True)
 class DynamicConfig:
-    window: int = option(10, "tokens between updates", least=1)
+    window: int = option(20, "tokens between updates", least=1)
     rule: str = option("rms", "update, of arXiv 1709.07432", choices=("rms", "sgd"))
     mean: str = option(
         "elements",
         "mean of the rms in the decay: over all elements (LAMB), or of the tensors' means (DYN)",
         choices=("elements", "tensors"),
     )
-    lr: list[float] = option([3e-5, 1e-4, 3e-4], "learning rate", least=0)
-    decay: list[float] = option([1e-4, 1e-3, 1e-2], "pull to the trained weights", least=0)
-    epsilon: list[float] = option([1e-3], "rms: added to the root mean square", above=0)
+    lr: list[float] = option([1e-4, 2e-4, 4e-4, 8e-4], "learning rate", least=0)
+    decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0)
+    epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0)
     statistics_tokens: int | None = option(200_000, "rms: training tokens; null: all", least=1)
     statistics_batch_size: int = option(20, "rms: streams over them", least=1)
     tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
@@ -401,13 +401,19 @@ def load_config(run_dir: Path) -> Config:
     return validate(_saved(run_dir))
 
 
-def resume_config(node: "DictConfig", run_dir: Path, overrides: Sequence[str]) -> Config:
+def resume_config(
+    node: "DictConfig",
+    run_dir: Path,
+    overrides: Sequence[str],
+    changeable: Sequence[str] = RESUMABLE,
+) -> Config:
     """The saved config of a run, with what this command line changes.
 
     Args:
         node: the config composed from the command line.
         run_dir: the run's folder.
         overrides: of the command line.
+        changeable: what overrides may begin with.
 
     Raises:
         UserError: an override of something that makes the run what it is.
@@ -416,11 +422,11 @@ def resume_config(node: "DictConfig", run_dir: Path, overrides: Sequence[str]) -
 
     saved = _saved(run_dir)
     for override in overrides:
-        if not override.startswith(RESUMABLE):
-            allowed = ", ".join(key.rstrip("=_") for key in RESUMABLE)
+        if not override.startswith(tuple(changeable)):
+            allowed = ", ".join(key.rstrip("=_") for key in changeable)
             raise UserError(
-                f"resume={run_dir} with {override}: a run goes on as it was begun; what may change "
-                f"is {allowed}"
+                f"{run_dir} with {override}: a run goes on as it was begun; what may change is "
+                f"{allowed}"
             )
         key = override.partition("=")[0]
         OmegaConf.update(saved, key, OmegaConf.select(node, key), merge=False)

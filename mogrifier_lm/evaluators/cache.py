@@ -29,7 +29,8 @@ def cache(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evalua
     known = task.memo.get(("static", text.name))
     if known is None or len(known[1]) < len(text):
         known = task.memo["static", text.name] = _record(task, text)
-    return _mix(text, *known, trials)
+    hidden_NE, nats_N = known
+    return _mix(text, hidden_NE, nats_N, trials)
 
 
 def dynamic_cache(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
@@ -40,7 +41,8 @@ def dynamic_cache(task: Task, text: Text, trials: Sequence[Settings]) -> Iterato
     """
     if ("dynamic", text.name) not in task.memo:
         raise UserError("evaluators=[dynamic_cache] needs dynamic beside it, and has its settings")
-    return _mix(text, *task.memo["dynamic", text.name], trials)
+    hidden_NE, nats_N = task.memo["dynamic", text.name]
+    return _mix(text, hidden_NE, nats_N, trials)
 
 
 def _record(task: Task, text: Text) -> tuple[Tensor, Tensor]:

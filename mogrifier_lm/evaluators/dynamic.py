@@ -49,8 +49,10 @@ def _adapt(task: Task, text: Text, settings: Settings) -> Evaluation:
                 hiddens.append(hidden)
             gradients = _gradients(model, params, inputs_T1, targets_T1, states)
             with torch.no_grad():
-                torch._foreach_lerp_(params, trained, pulls)
-                torch._foreach_addcmul_(params, gradients, steps, -1)
+                for p, p0, gradient, step, pull in zip(
+                    params, trained, gradients, steps, pulls, strict=True
+                ):
+                    p.lerp_(p0, pull).addcmul_(gradient, step, value=-1)
             states = new_states
     nats_N = torch.cat(nats).cpu()
     if hiddens:
@@ -88,7 +90,9 @@ def _coefficients(task: Task, settings: Settings) -> tuple[list[Tensor], list[Te
     """For each parameter the factor on its gradient, and its pull towards the trained weights."""
     lr, decay = settings["lr"], settings["decay"]
     if settings["rule"] == "sgd":
-        scalars = [[p.new_full((), value) for p in task.model.parameters()] for value in (lr, decay)]
+        scalars = [
+            [p.new_full((), value) for p in task.model.parameters()] for value in (lr, decay)
+        ]
         return scalars[0], scalars[1]
     rms = root_mean_squares(task, settings)
     if settings["mean"] == "elements":
@@ -113,7 +117,8 @@ def root_mean_squares(task: Task, settings: Settings) -> list[Tensor]:
         for inputs_TB, targets_TB in task.windows(text, window, "statistics", batch_size):
             gradients = _gradients(model, params, inputs_TB, targets_TB, states)
             with torch.no_grad():
-                torch._foreach_addcmul_(squares, gradients, gradients)
+                for square, gradient in zip(squares, gradients, strict=True):
+                    square.addcmul_(gradient, gradient)
                 _, states = model.encode(inputs_TB, states)
             count += 1
         task.memo[key] = [s.div_(count).sqrt_() for s in squares]

@@ -19,7 +19,7 @@ def rounds(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evalu
     layers = cast(list[RecurrentLayer], list(task.model.layers))
     for trial in trials:
         settings = {"batch_size": 1, "temperature": 1.0, **trial}
-        evaluations = []
+        evaluations: list[Evaluation] = []
         for r in range(max(layer.spec.rounds for layer in layers) + 1):
             with cut(layers, r):
                 evaluations += static(task, text, [settings])

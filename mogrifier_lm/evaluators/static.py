@@ -30,9 +30,9 @@ def static(task: Task, text: Text, trials: Sequence[Settings]) -> Iterable[Evalu
             hidden, states = task.model.encode(inputs_TB, states)
         for trial, found in zip(trials, nats, strict=True):
             found.append(
-                task.model.output_nats(
-                    hidden, targets_TB.flatten(), trial["temperature"]
-                ).view_as(targets_TB)
+                task.model.output_nats(hidden, targets_TB.flatten(), trial["temperature"]).view_as(
+                    targets_TB
+                )
             )
         targets.append(targets_TB)
     is_token_BT = torch.cat(targets).T != IGNORE
