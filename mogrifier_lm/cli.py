@@ -97,8 +97,8 @@ def explain(error: BaseException) -> str:
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def guarded(main: Callable[[], Any]) -> None:
-    """Run a Hydra entry point; the user's errors become one line and exit code 1."""
+def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
+    """Run an entry point; the user's errors become one line and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on and leaves the words to us
     try:
         main()
@@ -108,7 +108,7 @@ def guarded(main: Callable[[], Any]) -> None:
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; resume=RUN_DIR goes on from the last checkpoint", file=sys.stderr)
+        print(f"interrupted{after_interrupt}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -116,7 +116,8 @@ def train() -> None:
     """The command `python train.py`."""
     register()
     guarded(
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(_train)
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(_train),
+        "; resume=RUN_DIR goes on from the last checkpoint",
     )
 
 
@@ -150,3 +151,47 @@ def _train(node: DictConfig) -> float:
         else:
             log.exception("run failed")
         raise
+
+
+# What may be given beside the run itself, which is scored as it was trained.
+SCORABLE = (
+    "debug=",
+    "evaluators",
+    "data.dir=",
+    "data.cache_dir=",
+    "trainer.device=",
+    "trainer.threads=",
+)
+
+
+def evaluate() -> None:
+    """The command `python scripts/evaluate.py`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    register()
+    guarded(_evaluate)
+
+
+def _evaluate() -> None:
+    own = [a for a in sys.argv[1:] if a.startswith(("run=", "compare="))]
+    overrides = [a for a in sys.argv[1:] if a not in own]
+    if len(own) != 1:
+        raise UserError("give either run=RUN_DIR or compare=[RUN_A,RUN_B]")
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        node = hydra.compose("config", overrides=overrides)
+
+    def load(folder: Any) -> tuple[Config, Path]:
+        return resume_config(node, Path(str(folder)), overrides, SCORABLE), Path(str(folder))
+
+    if own[0].startswith("run="):
+        config, folder = load(own[0].removeprefix("run="))
+        from mogrifier_lm.evaluate import evaluate_run
+
+        evaluate_run(config, folder)
+        return
+    sides = OmegaConf.to_container(OmegaConf.from_dotlist(own))["compare"]  # type: ignore[index, call-overload]
+    if not isinstance(sides, list) or len(sides) != 2:
+        raise UserError(f"{own[0]}: compare=[RUN_A,RUN_B] takes two runs, or two lists of runs")
+    runs = [[load(f) for f in (side if isinstance(side, list) else [side])] for side in sides]
+    from mogrifier_lm.evaluate import compare_runs
+
+    compare_runs(runs)

@@ -29,8 +29,13 @@ def option(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A dataclass field with its documentation and its range: least <= value < below."""
+    """A dataclass field with its documentation and its range: least <= value < below.
+
+    The range of a list is that of its values.
+    """
     metadata = {"doc": doc, "least": least, "below": below, "above": above, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -253,15 +258,72 @@ class TrainerConfig:
     )
 
 
+# Settings of evaluators that are lists are tuned: every combination of their values is tried on
+# validation text. A list of one value fixes it.
+
+
 @dataclass(kw_only=True)
 class StaticConfig:
     batch_size: int = option(1, "streams; 1 carries the state over the whole split", least=1)
+    window: int = option(512, "time steps scored at once; changes speed, not the score", least=1)
+    temperature: list[float] = option([1.0], "factor on the logits (LAMB: 0.8 to 1.06)", above=0)
+    tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
+
+
+@dataclass(kw_only=True)
+class DynamicConfig:
+    window: int = option(20, "tokens between updates", least=1)
+    rule: str = option("rms", "update, of arXiv 1709.07432", choices=("rms", "sgd"))
+    mean: str = option(
+        "elements",
+        "mean of the rms in the decay: over all elements (LAMB), or of the tensors' means (DYN)",
+        choices=("elements", "tensors"),
+    )
+    lr: list[float] = option([1e-4, 2e-4, 4e-4, 8e-4], "learning rate", least=0)
+    decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0)
+    epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0)
+    statistics_tokens: int | None = option(200_000, "rms: training tokens; null: all", least=1)
+    statistics_batch_size: int = option(20, "rms: streams over them", least=1)
+    tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
+
+
+@dataclass(kw_only=True)
+class CacheConfig:
+    weight: list[float] = option(
+        [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3],
+        "lambda, weight of the cache in the mixture",
+        least=0,
+        below=1,
+    )
+    theta: list[float] = option([0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0)
+    window: list[int] = option([500, 1000, 2000, 4000], "past positions", least=1)
+    tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
+
+
+@dataclass(kw_only=True)
+class MCDropoutConfig:
+    passes: int = option(20, "predictions averaged", least=1)
+    scale: list[float] = option(
+        [0.6, 0.7, 0.8, 0.9, 1.0], "factor on the training's dropout rates", least=0
+    )
+    window: int = option(35, "time steps that share a mask, as trainer.bptt", least=1)
+    seed: int = option(0, "of the masks", least=0)
+    tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
+
+
+@dataclass(kw_only=True)
+class RoundsConfig:
     window: int = option(512, "time steps scored at once; changes speed, not the score", least=1)
 
 
 @dataclass(kw_only=True)
 class EvaluatorsConfig:
     static: StaticConfig | None = option(None, "the trained weights, state carried")
+    dynamic: DynamicConfig | None = option(None, "dynamic evaluation: weights learn on the way")
+    cache: CacheConfig | None = option(None, "continuous cache beside the static model")
+    dynamic_cache: CacheConfig | None = option(None, "the cache beside dynamic evaluation")
+    mc_dropout: MCDropoutConfig | None = option(None, "mean over passes with dropout")
+    rounds: RoundsConfig | None = option(None, "static, with the rounds cut to 0, 1, ...")
 
 
 @dataclass(kw_only=True)
@@ -307,6 +369,10 @@ SCHEMAS = {
         OptimizerConfig,
         TrainerConfig,
         StaticConfig,
+        DynamicConfig,
+        CacheConfig,
+        MCDropoutConfig,
+        RoundsConfig,
         EvaluatorsConfig,
         TrackerConfig,
         Config,
@@ -357,19 +423,24 @@ def _check_ranges(config: Any, path: str = "") -> None:
             continue
         if value is None or not meta:
             continue
-        if meta.get("choices") and value not in meta["choices"]:
-            hint = nearest(str(value), list(meta["choices"]))
-            raise UserError(
-                f"{where} is {value!r}, it must be one of {', '.join(meta['choices'])}; {hint}"
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{where} is {value}, it must be a finite number")
-        if meta.get("least") is not None and value < meta["least"]:
-            raise UserError(f"{where} is {value}, it must be at least {meta['least']}")
-        if meta.get("above") is not None and value <= meta["above"]:
-            raise UserError(f"{where} is {value}, it must be above {meta['above']}")
-        if meta.get("below") is not None and value >= meta["below"]:
-            raise UserError(f"{where} is {value}, it must be below {meta['below']}")
+        for v in value if isinstance(value, list) else [value]:
+            _check_range(v, where, meta)
+
+
+def _check_range(value: Any, where: str, meta: Mapping[str, Any]) -> None:
+    if meta.get("choices") and value not in meta["choices"]:
+        hint = nearest(str(value), list(meta["choices"]))
+        raise UserError(
+            f"{where} is {value!r}, it must be one of {', '.join(meta['choices'])}; {hint}"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} is {value}, it must be a finite number")
+    if meta.get("least") is not None and value < meta["least"]:
+        raise UserError(f"{where} is {value}, it must be at least {meta['least']}")
+    if meta.get("above") is not None and value <= meta["above"]:
+        raise UserError(f"{where} is {value}, it must be above {meta['above']}")
+    if meta.get("below") is not None and value >= meta["below"]:
+        raise UserError(f"{where} is {value}, it must be below {meta['below']}")
 
 
 def validate(node: "DictConfig") -> Config:
@@ -420,13 +491,19 @@ def load_config(run_dir: Path) -> Config:
     return validate(_saved(run_dir))
 
 
-def resume_config(node: "DictConfig", run_dir: Path, overrides: Sequence[str]) -> Config:
+def resume_config(
+    node: "DictConfig",
+    run_dir: Path,
+    overrides: Sequence[str],
+    changeable: Sequence[str] = RESUMABLE,
+) -> Config:
     """The saved config of a run, with what this command line changes.
 
     Args:
         node: the config composed from the command line.
         run_dir: the run's folder.
         overrides: of the command line.
+        changeable: what overrides may begin with.
 
     Raises:
         UserError: an override of something that makes the run what it is.
@@ -435,11 +512,11 @@ def resume_config(node: "DictConfig", run_dir: Path, overrides: Sequence[str]) -
 
     saved = _saved(run_dir)
     for override in overrides:
-        if not override.startswith(RESUMABLE):
-            allowed = ", ".join(key.rstrip("=_") for key in RESUMABLE)
+        if not override.startswith(tuple(changeable)):
+            allowed = ", ".join(key.rstrip("=_") for key in changeable)
             raise UserError(
-                f"resume={run_dir} with {override}: a run goes on as it was begun; what may change "
-                f"is {allowed}"
+                f"{run_dir} with {override}: a run goes on as it was begun; what may change is "
+                f"{allowed}"
             )
         key = override.partition("=")[0]
         OmegaConf.update(saved, key, OmegaConf.select(node, key), merge=False)

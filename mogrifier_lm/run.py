@@ -1,6 +1,7 @@
 """The composition root: the only place that builds objects out of a config."""
 
 import dataclasses
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -15,15 +16,22 @@ from mogrifier_lm.config import (
     Config,
     DataConfig,
     ModelConfig,
-    StaticConfig,
     write_json,
 )
 from mogrifier_lm.data import Corpus, ReadHeads, Source, Streams, WordTokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import EVALUATORS, static
+from mogrifier_lm.evaluators import (
+    EVALUATORS,
+    Result,
+    Task,
+    check_causality,
+    evaluate,
+    static_score,
+)
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.optim import build_averaging, build_optimizer
+from mogrifier_lm.regularization import build_rates
 from mogrifier_lm.reports.curves import plot_curves
 from mogrifier_lm.reports.table import final_table
 from mogrifier_lm.tracking import Tracker, build_tracker
@@ -148,23 +156,51 @@ def check_device(name: str) -> str:
 
 
 def score_all(
-    config: Config, model: LanguageModel, corpus: Corpus, splits: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """split → evaluator → entry of summary.json, for the evaluators that the config names."""
-    results: dict[str, dict[str, Any]] = {split: {} for split in splits}
+    config: Config,
+    model: LanguageModel,
+    corpus: Corpus,
+    splits: Sequence[str],
+    run_dir: Path | None = None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Result]]]:
+    """Tune on validation, then score, with the evaluators that the config names.
+
+    Args:
+        config: its evaluators and the dropout that the model was trained with.
+        model: with trained weights.
+        corpus: its text.
+        splits: those to score.
+        run_dir: where the searches are kept, in tuning.json.
+
+    Returns:
+        split → evaluator → entry of summary.json, and evaluator → split → result.
+    """
+    eos_id = corpus.tokenizer.eos_id
+    task = Task(
+        model=model,
+        splits=corpus.splits,
+        eos_id=eos_id,
+        rates=build_rates(config.regularization),
+        keep=["dynamic"] if config.evaluators.dynamic_cache else [],
+    )
+    entries: dict[str, dict[str, Any]] = {split: {} for split in splits}
+    results = {}
+    check_causality(model, corpus.splits["valid"], eos_id)
     for name, evaluator in EVALUATORS.items():
         settings = getattr(config.evaluators, name)
         if settings is None:
             continue
-        for split in splits:
-            text = corpus.splits[split]
-            score = evaluator(model, text, corpus.tokenizer.eos_id, settings)
-            results[split][name] = {**score.to_dict(), "batch_size": settings.batch_size}
+        results[name], trials = evaluate(name, evaluator, settings, task, splits)
+        for split, result in results[name].items():
+            entries[split][name] = result.to_dict()
+        if trials and run_dir:
+            path = run_dir / "tuning.json"
+            known = json.loads(path.read_text()) if path.is_file() else {}
+            write_json(path, {**known, name: trials})
     for split in splits:
         text = corpus.splits[split]
         if text.floor_nats is not None:
-            results[split]["floor_ppl"] = math.exp(text.floor_nats / text.words)
-    return results
+            entries[split]["floor_ppl"] = math.exp(text.floor_nats / text.words)
+    return entries, results
 
 
 def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | None) -> float:
@@ -241,12 +277,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         ),
         regularization=config.regularization,
         config=config.trainer,
-        validate=lambda: static(
-            model,
-            valid,
-            corpus.tokenizer.eos_id,
-            StaticConfig(batch_size=valid_streams, window=64),
-        ),
+        validate=lambda: static_score(model, valid, corpus.tokenizer.eos_id, valid_streams),
         run_dir=run_dir,
         seed=config.seed,
     )
@@ -258,7 +289,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         trainer.fit(tracker.log)
         progress = trainer.progress
         log.info("scoring the best weights")
-        scores = score_all(config, model, corpus, ("valid", "test"))
+        scores, _ = score_all(config, model, corpus, ("valid", "test"), run_dir)
         result = {
             "status": "completed",
             "seed": config.seed,

@@ -1,31 +1,49 @@
-"""The static evaluator: trained weights, deterministic, the state carried over the split."""
+"""The static evaluator: trained weights, deterministic, the state carried over the text."""
+
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
-from mogrifier_lm.config import StaticConfig
-from mogrifier_lm.data import Split, Streams
+from mogrifier_lm.data import IGNORE, Split
 from mogrifier_lm.evaluators.score import Score
+from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
 from mogrifier_lm.model import LanguageModel
 
 
-def static(model: LanguageModel, split: Split, eos_id: int, config: StaticConfig) -> Score:
-    """Score every token of a split.
+def static(task: Task, text: Text, trials: Sequence[Settings]) -> Iterable[Evaluation]:
+    """Score every token of a text.
 
     The state starts at zero, an <eos> is fed before the first token, and the state is carried
     across windows; with a batch size above 1 each stream starts cold at its place in the text.
 
-    Args:
-        model: weights are used as they are, without dropout.
-        split: the text.
-        eos_id: the token fed first.
-        config: streams, and time steps scored at once.
+    Settings:
+        batch_size: streams.
+        window: time steps scored at once.
+        temperature: factor on the logits.
     """
-    streams = Streams(split.ids, config.batch_size, eos_id)
-    device = model.output_bias.device
-    states = model.zero_states(config.batch_size)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for start in range(0, streams.num_steps, config.window):
-        inputs_TB, targets_TB = streams.window(start, config.window)
-        nats_TB, states = model.token_nats(inputs_TB.to(device), targets_TB.to(device), states)
-        total += nats_TB.double().sum()
-    return Score(nats=total.item(), tokens=streams.num_tokens, words=split.words, bytes=split.bytes)
+    batch_size, window = trials[0]["batch_size"], trials[0]["window"]
+    states, targets = task.model.zero_states(batch_size), []
+    nats: list[list[Tensor]] = [[] for _ in trials]
+    for inputs_TB, targets_TB in task.windows(text, window, "static", batch_size):
+        with torch.no_grad():
+            hidden, states = task.model.encode(inputs_TB, states)
+        for trial, found in zip(trials, nats, strict=True):
+            found.append(
+                task.model.output_nats(hidden, targets_TB.flatten(), trial["temperature"]).view_as(
+                    targets_TB
+                )
+            )
+        targets.append(targets_TB)
+    is_token_BT = torch.cat(targets).T != IGNORE
+    return [Evaluation(torch.cat(found).T[is_token_BT].cpu()) for found in nats]
+
+
+def static_score(
+    model: LanguageModel, split: Split, eos_id: int, batch_size: int = 1, window: int = 64
+) -> Score:
+    """The score of a split alone, without a tuned temperature; arguments as in `static`."""
+    settings = {"batch_size": batch_size, "window": window, "temperature": 1.0}
+    text = Text("valid", split)
+    (evaluation,) = static(Task(model, {}, eos_id), text, [settings])
+    return text.score(evaluation.nats)

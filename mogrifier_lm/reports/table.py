@@ -5,17 +5,25 @@ from pathlib import Path
 from typing import Any
 
 
+def score_table(summary: Mapping[str, Any]) -> str:
+    """A line for each evaluator, and for the variants that it reports beside its own score."""
+    rows = [("", "validation", "test")]
+    valid, test = summary["valid"], summary["test"]
+    for name in (name for name in valid if name != "floor_ppl"):
+        for key in (key for key in valid[name] if key.endswith("ppl")):
+            label = f"{name} {key}".replace("_ppl", "").replace(" ppl", "")
+            rows.append(
+                (f"{label} perplexity", f"{valid[name][key]:.2f}", f"{test[name][key]:.2f}")
+            )
+    if "floor_ppl" in valid:
+        name, floor = "floor (the source itself)", "floor_ppl"
+        rows.append((name, f"{valid[floor]:.2f}", f"{test[floor]:.2f}"))
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(f"{name:<{width}}  {valid:>10}  {test:>10}" for name, valid, test in rows)
+
+
 def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
     """summary.json as a person reads it: perplexities, size, speed, where the files are."""
-    rows = [("", "validation", "test")]
-    for evaluator in (name for name in summary["valid"] if name != "floor_ppl"):
-        valid, test = summary["valid"][evaluator], summary["test"][evaluator]
-        rows.append((f"{evaluator} perplexity", f"{valid['ppl']:.2f}", f"{test['ppl']:.2f}"))
-    if "floor_ppl" in summary["valid"]:
-        valid, test = summary["valid"]["floor_ppl"], summary["test"]["floor_ppl"]
-        rows.append(("floor (the source itself)", f"{valid:.2f}", f"{test:.2f}"))
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{name:<{width}}  {valid:>10}  {test:>10}" for name, valid, test in rows]
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     facts = {
         "parameters": f"{summary['params']:,}",
@@ -24,5 +32,7 @@ def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
         "time": f"{minutes} min {seconds:02d} s",
         "files": str(run_dir),
     }
-    lines += [f"{name:<{width}}  {value}" for name, value in facts.items()]
-    return "\n".join(["", *lines, ""])
+    scores = score_table(summary)
+    width = scores.index("  validation")
+    lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
+    return "\n".join(["", scores, *lines, ""])

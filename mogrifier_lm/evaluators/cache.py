@@ -1,0 +1,123 @@
+"""The continuous cache: words that followed similar hidden vectors are likely to come again.
+
+Grave et al., arXiv 1612.04426. Shape legend: N tokens, E features, W positions of the largest
+window, C tokens of a chunk.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
+
+CHUNK = 256  # tokens; scores of CHUNK x W stay near the processor
+
+
+def cache(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+    """p = (1 - weight) p_model + weight p_cache, in one pass of the model for all settings.
+
+    p_cache(w) ∝ sum over the last `window` positions i that were followed by w of
+    exp(theta h_t . h_i), h what the softmax sees; the first token has no past and p_model alone.
+
+    Settings:
+        weight: lambda of the paper, 0 to below 1.
+        theta: sharpness.
+        window: past positions.
+    """
+    known = task.memo.get(("static", text.name))
+    if known is None or len(known[1]) < len(text):
+        known = task.memo["static", text.name] = _record(task, text)
+    hidden_NE, nats_N = known
+    return _mix(text, hidden_NE, nats_N, trials)
+
+
+def dynamic_cache(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+    """As `cache`, on the hidden vectors and probabilities of dynamic evaluation.
+
+    Raises:
+        UserError: no dynamic evaluation before it.
+    """
+    if ("dynamic", text.name) not in task.memo:
+        raise UserError("evaluators=[dynamic_cache] needs dynamic beside it, and has its settings")
+    hidden_NE, nats_N = task.memo["dynamic", text.name]
+    return _mix(text, hidden_NE, nats_N, trials)
+
+
+def _record(task: Task, text: Text) -> tuple[Tensor, Tensor]:
+    """Hidden vectors [N, E] and nats [N] of the static model, batch size 1."""
+    states, hiddens, nats = task.model.zero_states(1), [], []
+    for inputs_T1, targets_T1 in task.windows(text, 512, "cache"):
+        with torch.no_grad():
+            hidden, states = task.model.encode(inputs_T1, states)
+        hiddens.append(hidden)
+        nats.append(task.model.output_nats(hidden, targets_T1.flatten()))
+    return torch.cat(hiddens), torch.cat(nats).cpu()
+
+
+def _mix(
+    text: Text, hidden_NE: Tensor, nats_N: Tensor, trials: Sequence[Settings]
+) -> Iterator[Evaluation]:
+    windows = sorted({trial["window"] for trial in trials})
+    thetas = sorted({trial["theta"] for trial in trials})
+    size = len(text)
+    targets_N = torch.from_numpy(text.split.ids.astype("int64")).to(hidden_NE.device)
+    p_cache = cache_probabilities(hidden_NE[:size], targets_N, windows, thetas).cpu()
+    log_model_N = -nats_N[:size].double()
+    for trial in trials:
+        weight = torch.tensor(trial["weight"], dtype=torch.float64)
+        log_cache_N = p_cache[windows.index(trial["window"]), thetas.index(trial["theta"])].log()
+        log_cache_N[0] = log_model_N[0]  # no past yet
+        yield Evaluation(
+            -torch.logaddexp((1 - weight).log() + log_model_N, weight.log() + log_cache_N)
+        )
+
+
+@torch.no_grad()
+def cache_probabilities(
+    hidden_NE: Tensor, targets_N: Tensor, windows: Sequence[int], thetas: Sequence[float]
+) -> Tensor:
+    """p_cache of each target under every window and theta.
+
+    The scalar products are computed once; windows are nested, so each adds the positions that the
+    smaller ones lack.
+
+    Args:
+        hidden_NE: h_t, that predicts target t.
+        targets_N: the words that followed.
+        windows: rising.
+        thetas: above 0.
+
+    Returns:
+        [windows, thetas, N] float64; that of the first token is no number.
+    """
+    W, N = windows[-1], len(targets_N)
+    keys = torch.cat([hidden_NE.new_zeros(W, hidden_NE.shape[1]), hidden_NE])
+    words = torch.cat([targets_N.new_full((W,), -1), targets_N]).unfold(0, W, 1)
+    distances_W = torch.arange(W, 0, -1, device=hidden_NE.device)
+    p = hidden_NE.new_empty(len(windows), len(thetas), N, dtype=torch.float64)
+    for start in range(0, N, CHUNK):
+        stop = min(start + CHUNK, N)
+        times_C1 = torch.arange(start, stop, device=hidden_NE.device).unsqueeze(1)
+        products = hidden_NE[start:stop] @ keys[start : stop + W - 1].T
+        # Row r holds its past in columns r to r + W - 1: a view that walks down the diagonal.
+        scores_CW = products.as_strided((stop - start, W), (products.stride(0) + 1, 1))
+        if start < W:
+            scores_CW = scores_CW.masked_fill(distances_W > times_C1, -torch.inf)
+        hits_CW = (words[start:stop] == targets_N[start:stop, None]).to(scores_CW.dtype)
+        for k, theta in enumerate(thetas):
+            top = scores_CW.new_full((stop - start, 1), torch.finfo(scores_CW.dtype).min)
+            total = hit = torch.zeros_like(top)
+            right = W
+            for w, window in enumerate(windows):
+                columns = slice(W - window, right)
+                scores, right = scores_CW[:, columns], W - window
+                new_top = torch.maximum(top, scores.amax(1, keepdim=True))
+                weights = (theta * (scores - new_top)).exp_()
+                scale = (theta * (top - new_top)).exp_()
+                total = total * scale + weights.sum(1, keepdim=True)
+                hit = hit * scale + (weights * hits_CW[:, columns]).sum(1, keepdim=True)
+                p[w, k, start:stop] = (hit / total).squeeze(1)
+                top = new_top
+    return p

@@ -1,0 +1,126 @@
+"""Dynamic evaluation: the weights learn from each window after it has been scored.
+
+Krause et al., arXiv 1709.07432 (DYN); also as in the Mogrifier's released code (LAMB).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
+from mogrifier_lm.model import LanguageModel
+
+
+def dynamic(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+    """Score each window, then move the weights by its gradient and back towards the trained ones.
+
+    rule "rms" (DYN, equations 4 to 6), with g the gradient of the window's mean nats per token,
+    without dropout, and rms = sqrt(mean g^2) over windows of training text:
+
+        w <- w - lr g / (rms + epsilon) + min(1, decay rms / mean(rms)) (w_trained - w)
+
+    rule "sgd": w <- w - lr g + decay (w_trained - w). Batch size 1; the trained weights are back,
+    bit for bit, when a text is done or an error ends it.
+
+    Settings:
+        window: tokens between updates.
+        rule: "rms" or "sgd".
+        mean: of the rms, over all "elements" (LAMB) or as the mean of the means of "tensors" (DYN).
+        lr, decay, epsilon: as above.
+        statistics_tokens, statistics_batch_size: of the training text and its streams.
+    """
+    for trial in trials:
+        yield _adapt(task, text, trial)
+
+
+def _adapt(task: Task, text: Text, settings: Settings) -> Evaluation:
+    model, params = task.model, list(task.model.parameters())
+    steps, pulls = _coefficients(task, settings)
+    states, nats, hiddens = model.zero_states(1), [], []
+    with restored(params) as trained:
+        for inputs_T1, targets_T1 in task.windows(text, settings["window"], "dynamic"):
+            with torch.no_grad():
+                hidden, new_states = model.encode(inputs_T1, states)
+            nats.append(model.output_nats(hidden, targets_T1.flatten()))
+            if "dynamic" in task.keep:
+                hiddens.append(hidden)
+            gradients = _gradients(model, params, inputs_T1, targets_T1, states)
+            with torch.no_grad():
+                for p, p0, gradient, step, pull in zip(
+                    params, trained, gradients, steps, pulls, strict=True
+                ):
+                    p.lerp_(p0, pull).addcmul_(gradient, step, value=-1)
+            states = new_states
+    nats_N = torch.cat(nats).cpu()
+    if hiddens:
+        task.memo["dynamic", text.name] = torch.cat(hiddens), nats_N
+    return Evaluation(nats_N)
+
+
+@contextmanager
+def restored(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields copies of the parameters, and puts them back at the end, whatever happens."""
+    saved = [p.detach().clone() for p in params]
+    try:
+        yield saved
+    finally:
+        with torch.no_grad():
+            for p, value in zip(params, saved, strict=True):
+                p.copy_(value)
+
+
+def _gradients(
+    model: LanguageModel,
+    params: Sequence[Tensor],
+    inputs_TB: Tensor,
+    targets_TB: Tensor,
+    states: list[tuple[Tensor, Tensor]],
+) -> tuple[Tensor, ...]:
+    """Of the mean nats per token, without dropout."""
+    with torch.enable_grad():
+        nats, _ = model.loss(inputs_TB, targets_TB, states)
+        mean = nats / targets_TB.numel()
+    return torch.autograd.grad(mean, params, allow_unused=True, materialize_grads=True)
+
+
+def _coefficients(task: Task, settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
+    """For each parameter the factor on its gradient, and its pull towards the trained weights."""
+    lr, decay = settings["lr"], settings["decay"]
+    if settings["rule"] == "sgd":
+        scalars = [
+            [p.new_full((), value) for p in task.model.parameters()] for value in (lr, decay)
+        ]
+        return scalars[0], scalars[1]
+    rms = root_mean_squares(task, settings)
+    if settings["mean"] == "elements":
+        mean = sum(r.sum() for r in rms) / sum(r.numel() for r in rms)
+    else:
+        mean = sum(r.mean() for r in rms) / len(rms)
+    steps = [lr / (r + settings["epsilon"]) for r in rms]
+    return steps, [(decay / mean * r).clamp_(max=1) for r in rms]
+
+
+def root_mean_squares(task: Task, settings: Settings) -> list[Tensor]:
+    """sqrt(mean g^2) for each parameter, over windows at the beginning of the training text."""
+    window, tokens, batch_size = (
+        settings[k] for k in ("window", "statistics_tokens", "statistics_batch_size")
+    )
+    key = "rms", f"{window} {tokens} {batch_size}"
+    if key not in task.memo:
+        model, params, train = task.model, list(task.model.parameters()), task.splits["train"]
+        text = Text("train", replace(train, ids=train.ids[:tokens]))
+        squares = [torch.zeros_like(p) for p in params]
+        states, count = model.zero_states(batch_size), 0
+        for inputs_TB, targets_TB in task.windows(text, window, "statistics", batch_size):
+            gradients = _gradients(model, params, inputs_TB, targets_TB, states)
+            with torch.no_grad():
+                for square, gradient in zip(squares, gradients, strict=True):
+                    square.addcmul_(gradient, gradient)
+                _, states = model.encode(inputs_TB, states)
+            count += 1
+        task.memo[key] = [s.div_(count).sqrt_() for s in squares]
+    rms: list[Tensor] = task.memo[key]
+    return rms
