@@ -124,15 +124,15 @@ train()
 def test_real_corpora_have_their_published_counts(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mogrifier_lm.config import validate
+    from mogrifier_lm.config import TokenizerConfig, validate
     from mogrifier_lm.run import build_corpus
 
     config = validate(compose_config([f"data={name}", f"data.cache_dir={tmp_path}"])).data
     start = time.process_time()
-    corpus = build_corpus(config, "word")
+    corpus = build_corpus(config, TokenizerConfig())
     assert time.process_time() - start < 10
     start = time.process_time()
-    corpus = build_corpus(config, "word")
+    corpus = build_corpus(config, TokenizerConfig())
     assert time.process_time() - start < 1
     assert not caplog.records
     assert config.expected is not None
