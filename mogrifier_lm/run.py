@@ -17,6 +17,7 @@ from mogrifier_lm.config import (
     RegularizationConfig,
     StaticConfig,
     TokenizerConfig,
+    load_config,
     write_json,
 )
 from mogrifier_lm.data import Corpus, Source, Streams, Tokenizer, load_corpus
@@ -48,6 +49,22 @@ def build_corpus(config: DataConfig, tokenizer: TokenizerConfig) -> Corpus:
     settings = {k: v for k, v in vars(tokenizer).items() if v is not None and k != "name"}
     source = Source(**values, expected=expected)
     return load_corpus(source, tokenizer.name, config.cache_dir, **settings)
+
+
+def saved_corpus(run_dir: Path) -> Corpus:
+    """The corpus that a run was trained on.
+
+    Raises:
+        UserError: what is found now is another text, or is cut into other tokens.
+    """
+    config = load_config(run_dir)
+    corpus = build_corpus(config.data, config.tokenizer)
+    if corpus.tokenizer.words != saved_tokenizer(run_dir).words:
+        raise UserError(
+            f"data={corpus.name} is not what {run_dir} was trained on: its training text, or the "
+            "version of sentencepiece, has changed"
+        )
+    return corpus
 
 
 def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> LanguageModel:
