@@ -43,7 +43,7 @@ def test_vocabulary_comes_from_training_text_by_falling_frequency(tmp_path: Path
     folder = write(tmp_path / "t", train="z z y y x\n", valid="x new\n", test="x\n")
     corpus = load(folder, tmp_path / "c")
     assert corpus.tokenizer.words == ["y", "z", "<eos>", "x", "<unk>"]
-    assert corpus.tokenizer.decode(corpus.splits["valid"].ids) == "x <unk> \n"
+    assert corpus.tokenizer.decode(corpus.splits["valid"].ids) == "x <unk>\n"
 
 
 def test_no_unk_is_added_where_none_is_needed(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+
+from mogrifier_lm.config import ModelConfig, StaticConfig
+from mogrifier_lm.data import Split
+from mogrifier_lm.evaluators import static
+from mogrifier_lm.inference import sample, stream_nats
+from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.run import build_model
+
+V, EOS = 9, 2
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(hidden_size=12, rounds=3, tie_embeddings=False), V)
+    with torch.no_grad():
+        model.output_weight.mul_(8)  # far from uniform
+    return model
+
+
+def test_stream_nats_are_the_terms_of_the_static_score(model: LanguageModel) -> None:
+    ids = np.random.default_rng(0).integers(0, V, 203)
+    nats = stream_nats(model, ids, EOS, window=50)
+    split = Split(ids=ids, words=203, bytes=1, sha256="")
+    assert nats.shape == (203,)
+    assert nats.sum() == pytest.approx(static(model, split, EOS, StaticConfig()).nats, rel=1e-6)
+
+
+def test_a_cold_sample_is_the_likeliest_token_given_all_before_it(model: LanguageModel) -> None:
+    prompt = [4, 0, 7]
+    drawn = sample(model, prompt, 12, EOS, temperature=1e-6)
+    for i, token in enumerate(drawn):
+        seen = torch.tensor([EOS, *prompt, *drawn[:i]])[:, None]
+        hidden, _ = model.encode(seen, model.zero_states(1))
+        assert token == int((model.output_weight @ hidden[-1] + model.output_bias).argmax())
+    assert len(set(drawn)) > 1
+
+
+def test_the_temperature_divides_the_logits() -> None:
+    model = build_model(ModelConfig(hidden_size=4, rounds=0), 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.output_bias.copy_(torch.tensor([0.6, 0.3, 0.1]).log())
+    drawn = sample(model, [], 600, 0, temperature=0.5, seed=3)
+    expected = np.array([0.36, 0.09, 0.01]) / 0.46
+    assert np.bincount(drawn, minlength=3) / 600 == pytest.approx(expected, abs=0.05)
+
+
+def test_the_seed_fixes_the_sample(model: LanguageModel) -> None:
+    first, again, other = (sample(model, [1], 30, EOS, 2.0, seed) for seed in (1, 1, 2))
+    assert first == again != other
