@@ -4,12 +4,13 @@ Imports here are light: torch, datasets and wandb come in when a run needs them.
 """
 
 import functools
+import inspect
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,34 @@ def _evaluate() -> None:
     from mogrifier_lm.evaluate import compare_runs
 
     compare_runs(runs)
+
+
+def script(main: Callable[..., None]) -> None:
+    """Call `main` with the KEY=VALUE arguments of the command line.
+
+    The keys, their types and defaults are those of its parameters; its module's docstring is what
+    --help shows.
+    """
+    guarded(lambda: _call(main, [a for a in sys.argv[1:] if a.lower() != "debug=true"]))
+
+
+def _call(main: Callable[..., None], arguments: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        return print(main.__globals__["__doc__"])
+    parameters = inspect.signature(main).parameters
+    values = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument} is not KEY=VALUE; --help shows the keys")
+        if key not in parameters:
+            raise UserError(f"unknown key {key}; {nearest(key, list(parameters))}")
+        kind = parameters[key].annotation
+        try:
+            values[key] = kind(value)
+        except ValueError as error:
+            raise UserError(f"{argument}: the value must be of type {kind.__name__}") from error
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in values:
+            raise UserError(f"give {key}=…; --help shows the keys")
+    main(**values)

@@ -69,7 +69,11 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class TokenizerConfig:
-    name: str = option("word", "what a token is", choices=("word",))
+    name: str = option("word", "what a token is", choices=("word", "sentencepiece"))
+    model_type: str | None = option(
+        None, "sentencepiece: how words are cut; default unigram", choices=("unigram", "bpe")
+    )
+    vocab_size: int | None = option(None, "sentencepiece: tokens; default 5000", least=260)
 
 
 @dataclass(kw_only=True)
@@ -460,6 +464,12 @@ def validate(node: "DictConfig") -> Config:
         raise UserError("model.num_params and model.hidden_size exclude each other: give one")
     if model.num_params is None and model.hidden_size is None:
         model.hidden_size = 200
+    if config.tokenizer.name == "word" and (
+        config.tokenizer.model_type or config.tokenizer.vocab_size
+    ):
+        raise UserError(
+            "tokenizer.model_type and tokenizer.vocab_size are of tokenizer=sentencepiece: give it"
+        )
     if trainer.max_epochs is None and trainer.max_steps is None and trainer.max_minutes is None:
         raise UserError(
             "no end of training: give trainer.max_epochs, trainer.max_steps or trainer.max_minutes"

@@ -32,7 +32,7 @@ def load_run(config: Config, run_dir: Path) -> tuple[LanguageModel, Corpus]:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     model = load_model(run_dir, check_device(config.trainer.device))
-    corpus = build_corpus(config.data, config.tokenizer.name)
+    corpus = build_corpus(config.data, config.tokenizer)
     known = json.loads((run_dir / "provenance.json").read_text())["data"]["sha256"]
     changed = [name for name, split in corpus.splits.items() if split.sha256 != known[name]]
     if changed:

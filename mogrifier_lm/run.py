@@ -16,9 +16,11 @@ from mogrifier_lm.config import (
     Config,
     DataConfig,
     ModelConfig,
+    TokenizerConfig,
+    load_config,
     write_json,
 )
-from mogrifier_lm.data import Corpus, ReadHeads, Source, Streams, WordTokenizer, load_corpus
+from mogrifier_lm.data import Corpus, ReadHeads, Source, Streams, Tokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import (
@@ -42,18 +44,36 @@ log = logging.getLogger(__name__)
 ORDERS = {"columns": Streams, "read_heads": ReadHeads}
 
 
-def saved_tokenizer(run_dir: Path) -> WordTokenizer:
+def saved_tokenizer(run_dir: Path) -> Tokenizer:
     path = run_dir / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"no tokenizer.json in {run_dir}: the run ended before its data was read")
     return load_tokenizer(path)
 
 
-def build_corpus(config: DataConfig, tokenizer: str) -> Corpus:
+def build_corpus(config: DataConfig, tokenizer: TokenizerConfig) -> Corpus:
     fields = {f.name for f in dataclasses.fields(Source)}
     values = {k: v for k, v in vars(config).items() if k in fields and k != "expected"}
     expected = dataclasses.asdict(config.expected) if config.expected else {}
-    return load_corpus(Source(**values, expected=expected), tokenizer, config.cache_dir)
+    settings = {k: v for k, v in vars(tokenizer).items() if v is not None and k != "name"}
+    source = Source(**values, expected=expected)
+    return load_corpus(source, tokenizer.name, config.cache_dir, **settings)
+
+
+def saved_corpus(run_dir: Path) -> Corpus:
+    """The corpus that a run was trained on.
+
+    Raises:
+        UserError: what is found now is another text, or is cut into other tokens.
+    """
+    config = load_config(run_dir)
+    corpus = build_corpus(config.data, config.tokenizer)
+    if corpus.tokenizer.words != saved_tokenizer(run_dir).words:
+        raise UserError(
+            f"data={corpus.name} is not what {run_dir} was trained on: its training text, or the "
+            "version of sentencepiece, has changed"
+        )
+    return corpus
 
 
 def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> LanguageModel:
@@ -222,7 +242,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     device = check_device(config.trainer.device)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    corpus = build_corpus(config.data, config.tokenizer.name)
+    corpus = build_corpus(config.data, config.tokenizer)
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.tokenizer), device)
     hidden_size = model.mask_sizes.hidden[0]

@@ -9,11 +9,19 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mogrifier_lm.data import synthetic
-from mogrifier_lm.data.tokenizer import EOS, TOKENIZERS, UNK, WordTokenizer, load_tokenizer
+from mogrifier_lm.data.tokenizer import (
+    EOS,
+    TOKENIZERS,
+    UNK,
+    Tokenizer,
+    WordTokenizer,
+    load_tokenizer,
+)
 from mogrifier_lm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -59,17 +67,20 @@ class Split:
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     name: str
-    tokenizer: WordTokenizer
+    tokenizer: Tokenizer
     splits: dict[str, Split]
 
 
-def load_corpus(source: Source, tokenizer: str = "word", cache_dir: str | None = None) -> Corpus:
+def load_corpus(
+    source: Source, tokenizer: str = "word", cache_dir: str | None = None, **settings: Any
+) -> Corpus:
     """Read, tokenize and check a corpus; the second time from the cache.
 
     Args:
         source: where the text is.
         tokenizer: a name in `TOKENIZERS`.
         cache_dir: default $XDG_CACHE_HOME/mogrifier_lm or ~/.cache/mogrifier_lm.
+        settings: of the tokenizer's `train`.
 
     Raises:
         UserError: text that is missing, empty, not UTF-8 or unreachable; a cache folder that
@@ -80,9 +91,9 @@ def load_corpus(source: Source, tokenizer: str = "word", cache_dir: str | None =
     folder = _text_folder(source, cache)
     raw = {split: _read(folder, split) for split in SPLITS}
     hashes = {split: hashlib.sha256(text).hexdigest() for split, text in raw.items()}
-    entry = cache / "tokens" / _digest(CACHE_FORMAT, tokenizer, hashes)
+    entry = cache / "tokens" / _digest(CACHE_FORMAT, tokenizer, settings, hashes)
     if not entry.is_dir():
-        _publish(entry, lambda tmp: _tokenize(raw, folder, tokenizer, tmp))
+        _publish(entry, lambda tmp: _tokenize(raw, folder, tokenizer, settings, tmp))
     facts = json.loads((entry / "splits.json").read_text())
     floor_file = folder / "floor.json"
     floors = json.loads(floor_file.read_text()) if floor_file.is_file() else {}
@@ -189,7 +200,12 @@ def _read(folder: Path, split: str) -> bytes:
     return raw
 
 
-def _lines(raw: bytes, path: Path) -> list[str]:
+def split_lines(raw: bytes, path: str | Path) -> list[str]:
+    """The lines of a text in UTF-8; `path` is what errors call it.
+
+    Raises:
+        UserError: bytes that are not UTF-8, or the word <eos> in the text.
+    """
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -209,11 +225,16 @@ def _lines(raw: bytes, path: Path) -> list[str]:
     return lines
 
 
-def _tokenize(raw: Mapping[str, bytes], folder: Path, tokenizer: str, out: Path) -> None:
-    lines = {split: _lines(text, _find(folder, split)) for split, text in raw.items()}
-    tok = TOKENIZERS[tokenizer].train(
-        lines["train"], (line for split in ("valid", "test") for line in lines[split])
-    )
+def _tokenize(
+    raw: Mapping[str, bytes],
+    folder: Path,
+    tokenizer: str,
+    settings: Mapping[str, Any],
+    out: Path,
+) -> None:
+    lines = {split: split_lines(text, _find(folder, split)) for split, text in raw.items()}
+    others = (line for split in ("valid", "test") for line in lines[split])
+    tok = TOKENIZERS[tokenizer].train(lines["train"], others, **settings)
     tok.save(out / "tokenizer.json")
     facts = {}
     for split in SPLITS:
@@ -233,10 +254,11 @@ def _measure(lines: Sequence[str]) -> dict[str, int]:
 
 
 def _compare_counts(corpus: Corpus, source: Source) -> None:
-    counts = {"types": len(corpus.tokenizer)}
-    counts |= {split: corpus.splits[split].words for split in SPLITS}
+    counts = {split: corpus.splits[split].words for split in SPLITS}
+    if isinstance(corpus.tokenizer, WordTokenizer):
+        counts = {"types": len(corpus.tokenizer), **counts}
     for what, expected in source.expected.items():
-        if counts[what] != expected:
+        if counts.get(what, expected) != expected:
             log.warning(
                 "%s: %s %s, published %s: perplexities do not compare with the literature's",
                 corpus.name,
@@ -245,7 +267,7 @@ def _compare_counts(corpus: Corpus, source: Source) -> None:
                 f"{expected:,}",
             )
     unk = corpus.tokenizer.index.get(UNK)
-    if unk is not None and not source.expected:
+    if isinstance(corpus.tokenizer, WordTokenizer) and unk is not None and not source.expected:
         share = {s: float((corpus.splits[s].ids == unk).mean()) for s in SPLITS}
         if share["train"] == 0:
             log.warning(

@@ -10,7 +10,7 @@ from mogrifier_lm.evaluators.dynamic import dynamic
 from mogrifier_lm.evaluators.mc_dropout import mc_dropout
 from mogrifier_lm.evaluators.rounds import rounds
 from mogrifier_lm.evaluators.score import Score
-from mogrifier_lm.evaluators.static import static, static_score
+from mogrifier_lm.evaluators.static import static, static_nats, static_score
 from mogrifier_lm.evaluators.task import (
     Evaluation,
     Evaluator,
@@ -40,5 +40,6 @@ __all__ = [
     "Text",
     "check_causality",
     "evaluate",
+    "static_nats",
     "static_score",
 ]

@@ -21,9 +21,11 @@ class Score:
         return math.exp(mean) if mean < 700 else math.inf
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry of summary.json."""
+        """The entry of summary.json: perplexity per word, then per token, and bits per byte."""
         return {
             "ppl": self.ppl,
+            "token_ppl": math.exp(min(self.nats / self.tokens, 700)),
+            "bits_per_byte": self.nats / math.log(2) / self.bytes,
             "nats": self.nats,
             "tokens": self.tokens,
             "words": self.words,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,11 +40,16 @@ def static(task: Task, text: Text, trials: Sequence[Settings]) -> Iterable[Evalu
     return [Evaluation(torch.cat(found).T[is_token_BT].cpu()) for found in nats]
 
 
-def static_score(
-    model: LanguageModel, split: Split, eos_id: int, batch_size: int = 1, window: int = 64
-) -> Score:
-    """The score of a split alone, without a tuned temperature; arguments as in `static`."""
+def static_nats(
+    model: LanguageModel, ids: np.ndarray, eos_id: int, batch_size: int = 1, window: int = 512
+) -> Tensor:
+    """-ln p of each token of a text [N], without a tuned temperature; arguments as in `static`."""
     settings = {"batch_size": batch_size, "window": window, "temperature": 1.0}
-    text = Text("valid", split)
+    text = Text("text", Split(ids=ids, words=0, bytes=0, sha256=""))
     (evaluation,) = static(Task(model, {}, eos_id), text, [settings])
-    return text.score(evaluation.nats)
+    return evaluation.nats
+
+
+def static_score(model: LanguageModel, split: Split, eos_id: int, batch_size: int) -> Score:
+    """The score of a split alone, as `static_nats`."""
+    return Text("valid", split).score(static_nats(model, split.ids, eos_id, batch_size, window=64))

@@ -43,7 +43,7 @@ def test_vocabulary_comes_from_training_text_by_falling_frequency(tmp_path: Path
     folder = write(tmp_path / "t", train="z z y y x\n", valid="x new\n", test="x\n")
     corpus = load(folder, tmp_path / "c")
     assert corpus.tokenizer.words == ["y", "z", "<eos>", "x", "<unk>"]
-    assert corpus.tokenizer.decode(corpus.splits["valid"].ids) == "x <unk> \n"
+    assert corpus.tokenizer.decode(corpus.splits["valid"].ids) == "x <unk>\n"
 
 
 def test_no_unk_is_added_where_none_is_needed(tmp_path: Path) -> None:
@@ -124,15 +124,15 @@ train()
 def test_real_corpora_have_their_published_counts(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mogrifier_lm.config import validate
+    from mogrifier_lm.config import TokenizerConfig, validate
     from mogrifier_lm.run import build_corpus
 
     config = validate(compose_config([f"data={name}", f"data.cache_dir={tmp_path}"])).data
     start = time.process_time()
-    corpus = build_corpus(config, "word")
+    corpus = build_corpus(config, TokenizerConfig())
     assert time.process_time() - start < 10
     start = time.process_time()
-    corpus = build_corpus(config, "word")
+    corpus = build_corpus(config, TokenizerConfig())
     assert time.process_time() - start < 1
     assert not caplog.records
     assert config.expected is not None

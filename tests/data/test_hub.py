@@ -28,7 +28,7 @@ from mogrifier_lm.config import validate
 from mogrifier_lm.run import build_corpus
 from tests.conftest import compose_config
 config = validate(compose_config([f"data={sys.argv[1]}", f"data.cache_dir={sys.argv[2]}"]))
-corpus = build_corpus(config.data, "word")
+corpus = build_corpus(config.data, config.tokenizer)
 print(json.dumps([corpus.tokenizer.words[i] for i in corpus.splits["train"].ids]))
 """
 

@@ -7,7 +7,7 @@ import torch
 
 from mogrifier_lm.config import ModelConfig, StaticConfig
 from mogrifier_lm.data import Split
-from mogrifier_lm.evaluators import EVALUATORS, Score, Task, evaluate, static_score
+from mogrifier_lm.evaluators import EVALUATORS, Score, Task, Text, evaluate, static_nats
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.run import build_model
 
@@ -27,7 +27,7 @@ def split() -> Split:
 
 
 def score(model: LanguageModel, split: Split, batch_size: int = 1, window: int = 64) -> Score:
-    return static_score(model, split, 0, batch_size, window)
+    return Text("valid", split).score(static_nats(model, split.ids, 0, batch_size, window))
 
 
 @pytest.mark.parametrize("window", [1, 7, 64, 1000])

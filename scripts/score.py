@@ -1,0 +1,72 @@
+"""What each word costs a trained model, in nats (-ln p; <eos> is a word, subwords are summed).
+
+    python scripts/score.py run=RUN_DIR split=test               # tables, and a plot in RUN_DIR
+    python scripts/score.py run=RUN_DIR split=valid save=FILE    # and each word, tab-separated
+    python scripts/score.py run=RUN_DIR text=FILE                # each word of a text; - is stdin
+
+A split's tables and plot are left in RUN_DIR as words_SPLIT.md and .png. In a text every line ends
+with an <eos> and the state is carried from line to line; words that the model does not know are
+scored as <unk>, and marked. Other keys: device=cpu; min_count=10, how often a word must
+occur in the split to be listed by itself.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+from mogrifier_lm import load_model
+from mogrifier_lm.cli import script
+from mogrifier_lm.config import nearest
+from mogrifier_lm.data import EOS, SPLITS, split_lines
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.evaluators import static_nats
+from mogrifier_lm.reports.words import per_word, plot_words, training_counts, word_nats, words_table
+from mogrifier_lm.run import check_device, saved_corpus, saved_tokenizer
+
+
+def main(
+    *,
+    run: str,
+    split: str = "",
+    text: str = "",
+    save: str = "",
+    device: str = "cpu",
+    min_count: int = 10,
+) -> None:
+    if bool(split) == bool(text) or (text and save):
+        raise UserError("give split=NAME (with save=FILE if you like) or text=FILE")
+    run_dir, model = Path(run), load_model(run, check_device(device))
+    if text:
+        tokenizer = saved_tokenizer(run_dir)
+        raw = sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
+        lines = split_lines(raw, text)
+        ids = tokenizer.encode(lines)
+        if not len(ids):
+            raise UserError(f"{text} is empty")
+        nats = per_word(tokenizer, ids, static_nats(model, ids, tokenizer.eos_id).numpy())
+        words = [word for line in lines for word in (*line.split(), EOS)]
+        for word, seen, value in zip(words, tokenizer.decode_words(ids), nats, strict=True):
+            print(f"{word}\t{value:.4f}" + (f"\tas {seen}" if seen != word else ""))
+        mean = nats.mean()
+        print(
+            f"{len(words)} words, {nats.sum():.4f} nats, perplexity {math.exp(mean):.2f} a word",
+            file=sys.stderr,
+        )
+        return
+    if split not in SPLITS:
+        raise UserError(f"no split {split}; {nearest(split, list(SPLITS))}")
+    corpus = saved_corpus(run_dir)
+    tokenizer, ids = corpus.tokenizer, corpus.splits[split].ids
+    counts = training_counts(tokenizer, corpus.splits["train"].ids)
+    scored = word_nats(tokenizer, ids, static_nats(model, ids, tokenizer.eos_id).numpy(), counts)
+    title = f"{corpus.name} {split}"
+    page = words_table(scored, title, min_count)
+    (run_dir / f"words_{split}.md").write_text(page)
+    plot_words(scored, title, run_dir / f"words_{split}.png")
+    if save:
+        scored.save(Path(save))
+    print(page)
+
+
+if __name__ == "__main__":
+    script(main)

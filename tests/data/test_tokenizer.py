@@ -1,0 +1,104 @@
+"""Subwords: reversible, deterministic, from the training text alone, counted in original words."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mogrifier_lm.data import SentencePieceTokenizer, Source, Tokenizer, load_corpus
+from mogrifier_lm.data.corpus import FILE_NAMES, SPLITS
+from mogrifier_lm.data.tokenizer import load_tokenizer
+from mogrifier_lm.errors import UserError
+
+REAL = os.environ.get("MOGRIFIER_LM_DATA")
+TEXT = ["the walker walked and the talker talked", "<unk> walking and talking", "", "a <unk> b"]
+HARD = [
+    "", "<unk>", "<unk> <unk>", "the  walker\ttalked ", "日本語 ñandú e\u0301 \U0001f600", "a▁b ▁",
+    "x<unk>y <unk", "<0x41> <never> \\n", "\x00\x7f a\u200bb \ufffd ⁇", "z" * 5000, "é",
+]  # fmt: skip
+
+
+def train(model_type: str = "unigram", lines: list[str] = TEXT) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer.train(lines, model_type=model_type, vocab_size=278)
+
+
+def assert_reversible(tokenizer: Tokenizer, lines: list[str]) -> None:
+    ids = tokenizer.encode(lines)
+    normal = [" ".join(line.split()) for line in lines]
+    assert tokenizer.decode(ids).split("\n") == [*normal, ""]
+    words = [word for line in lines for word in [*line.split(), "<eos>"]]
+    assert tokenizer.decode_words(ids) == words
+    assert tokenizer.starts[ids].sum() == len(words)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_every_line_can_be_had_back(model_type: str) -> None:
+    tokenizer = train(model_type)
+    assert_reversible(tokenizer, TEXT + HARD)
+    for line in HARD:
+        assert_reversible(tokenizer, [line])
+
+
+@pytest.mark.skipif(not REAL, reason="MOGRIFIER_LM_DATA is not set")
+@pytest.mark.parametrize(
+    "folder", ["ptb", pytest.param("wikitext-2", marks=pytest.mark.slow, id="wikitext-2")]
+)
+def test_every_line_of_real_text_can_be_had_back(folder: str) -> None:
+    lines = {}
+    for split in SPLITS:
+        paths = [Path(str(REAL), folder, name.format(split)) for name in FILE_NAMES]
+        lines[split] = next(p for p in paths if p.exists()).read_text("utf-8").split("\n")[:-1]
+    tokenizer = SentencePieceTokenizer.train(lines["train"])
+    assert len(tokenizer) == 5000
+    for split in SPLITS:
+        assert_reversible(tokenizer, lines[split])
+
+
+def test_unk_and_eos_are_one_token_and_unk_is_never_a_part() -> None:
+    tokenizer = train()
+    unk, eos = tokenizer.index["<unk>"], tokenizer.eos_id
+    assert tokenizer.encode(["<unk> <unk>", ""]).tolist() == [unk, unk, eos, eos]
+    assert unk not in tokenizer.encode(["x<unk>y"])
+
+
+def test_the_model_is_deterministic_and_of_the_training_text_alone(tmp_path: Path) -> None:
+    tokenizer = train()
+    assert train().model == tokenizer.model
+    assert SentencePieceTokenizer.train(TEXT, ["others"], vocab_size=278).model == tokenizer.model
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    assert again.words == tokenizer.words
+    assert np.array_equal(again.encode(TEXT + HARD), tokenizer.encode(TEXT + HARD))
+    (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"tokenizer.model is missing"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_long_lines_are_learned_from() -> None:
+    """SentencePiece leaves lines of more than 4 kB out unless it is told not to."""
+    long = " ".join(["walker"] * 1000)
+    tokenizer = SentencePieceTokenizer.train([long, "b c"], model_type="bpe", vocab_size=274)
+    assert "▁walker" in tokenizer.words  # 259, the nine characters, six merges
+
+
+def test_a_vocabulary_that_cannot_be_filled_is_named() -> None:
+    with pytest.raises(UserError, match=r"tokenizer.vocab_size=5000: Vocabulary size too high"):
+        SentencePieceTokenizer.train(TEXT)
+
+
+def test_the_corpus_counts_original_words_and_caches_by_settings(
+    text_dir: Path, tmp_path: Path
+) -> None:
+    source = Source(name="text", dir=str(text_dir))
+    word = load_corpus(source, cache_dir=str(tmp_path))
+    sizes = []
+    for vocab_size in (300, 340):
+        corpus = load_corpus(source, "sentencepiece", str(tmp_path), vocab_size=vocab_size)
+        assert len(corpus.tokenizer) == vocab_size
+        for split, text in corpus.splits.items():
+            ours, theirs = text, word.splits[split]
+            assert (ours.words, ours.bytes) == (theirs.words, theirs.bytes)
+            assert corpus.tokenizer.decode(ours.ids) == (text_dir / f"{split}.txt").read_text()
+        sizes.append(len(corpus.splits["train"].ids))
+    assert sizes[0] > sizes[1] > word.splits["train"].words
