@@ -1,8 +1,15 @@
 """The table at the end of a run."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def objective(summary: Mapping[str, Any]) -> float:
+    """Validation perplexity of the first evaluator, which a sweeper minimises; nan without one."""
+    scores = summary["valid"].values()
+    return next((score["ppl"] for score in scores if isinstance(score, Mapping)), math.nan)
 
 
 def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
