@@ -137,8 +137,8 @@ def guarded(main: Callable[[], Any]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         print(
-            "interrupted; resume=RUN_DIR goes on from the last checkpoint, and a sweep's own command "
-            "with hydra.sweep.dir=DIR with the sweep",
+            "interrupted; resume=RUN_DIR goes on from the last checkpoint, hydra.sweep.dir=DIR "
+            "with a sweep",
             file=sys.stderr,
         )
         sys.exit(130)

@@ -27,7 +27,11 @@ def main(arguments: list[str]) -> None:
         (run,) = runs
         if (run.dir / "metrics.jsonl").is_file():
             print(plot_curves(run.dir))
-        print(final_table(run.summary, run.dir) if run.completed else f"{run.dir}: {run.status}")
+        print(
+            final_table(run.summary, run.dir)
+            if run.status == "completed"
+            else f"{run.dir}: {run.status}"
+        )
     else:
         if len(folders) > 1 and "out" not in options:
             raise UserError("several folders: give out=FOLDER for the merged report")

@@ -7,22 +7,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from mogrifier_lm.reports.sweep import (
-    Run,
-    failure_table,
-    group_table,
-    headline,
-    plot,
-    plot_all_curves,
-    run_table,
-)
+from mogrifier_lm.reports.sweep import Run, failure_table, group_table, headline, run_table
+from mogrifier_lm.reports.sweep_plots import plot_curves_of, plot_sweep
 
 PAGE = Path(__file__).with_name("page.html")
 
 
 def _cell(value: Any) -> str:
     text = f"{value:,.2f}" if isinstance(value, float) else str(value)
-    kind = ' class="number"' if text[:1].isdigit() else ""
+    kind = ' class="number"' if text.lstrip("-")[:1].isdigit() else ""
     return f"<td{kind}>{html.escape(text)}</td>"
 
 
@@ -41,11 +34,13 @@ def page(runs: Sequence[Run], title: str) -> str:
     """The page; it asks for no other file and no network."""
     body = _table("Mean ± standard deviation over seeds", group_table(runs))
     body += _table("Not completed", failure_table(runs))
-    for draw in (plot, plot_all_curves):
+    for draw in (plot_sweep, plot_curves_of):
         svg = io.StringIO()
         if draw(runs, svg):
-            text = svg.getvalue()
-            body += f"<figure>{text[text.index('<svg') :]}</figure>\n"
-    body += _table("Runs", run_table(runs))
+            body += f"<figure>{svg.getvalue()[svg.getvalue().index('<svg') :]}</figure>\n"
+    rows = run_table(runs)
+    said = {key for key in rows[0] if len(rows) > 1 and len({str(row[key]) for row in rows}) == 1}
+    said.add("error")
+    body += _table("Runs", [{k: v for k, v in row.items() if k not in said} for row in rows])
     title, line = html.escape(title), html.escape(headline(runs))
     return Template(PAGE.read_text()).substitute(title=title, headline=line, body=body)
