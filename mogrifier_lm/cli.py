@@ -87,9 +87,12 @@ def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
     for path in Path(sweep_dir).glob("*/overrides.json"):
         if json.loads(path.read_text()) == wanted:
             return path.parent.name
-    while (Path(sweep_dir) / str(num)).exists():
-        num += 1
-    return str(num)
+    while True:
+        try:
+            Path(sweep_dir, str(num)).mkdir(parents=True)
+            return str(num)
+        except FileExistsError:
+            num += 1
 
 
 def register() -> None:
@@ -188,12 +191,13 @@ def _run(
             write_json(folder / "overrides.json", as_values(overrides))
         config = resume_config(node, folder, overrides) if node.resume else validate(node)
         if sweep and (folder / "config.yaml").is_file():
+            path = folder / "summary.json"
+            summary = json.loads(path.read_text()) if path.is_file() else {}
             if load_config(folder) != config:
                 raise UserError(
                     f"{_shown(folder)} holds a run of these overrides with another config.yaml: "
                     "take another hydra.sweep.dir"
                 )
-            summary = _summary(folder)
             if summary.get("status") == "completed":
                 log.info("%s is completed: skipped", _shown(folder))
                 return objective(summary)
@@ -212,15 +216,9 @@ def _run(
             failure = {"status": status, "error": reason, "seed": node.seed}
             write_json(folder / "summary.json", failure)
         log.error("run %s: %s", status, reason)
-        with open(folder / f"{HydraConfig.get().job.name}.log", "a") as file:
+        with open(folder / "train.log", "a") as file:
             traceback.print_exc(file=file)
         raise
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return summary
 
 
 def _shown(folder: Path) -> Path:
@@ -247,6 +245,7 @@ def _report(sweep_dir: Path) -> None:
         runs = read_runs([sweep_dir])
         write_report(runs, sweep_dir / "report")
         began = (sweep_dir / "multirun.yaml").stat().st_mtime
-        log.info("%s: %s", _shown(sweep_dir), progress(runs, grid(sweep_dir), began))
+        path = _shown(sweep_dir) / "report" / "sweep.md"
+        log.info("%s: %s", path, progress(runs, grid(sweep_dir), began))
     except Exception:  # the runs are worth more than their report
         log.warning("the report of %s is not written", sweep_dir, exc_info=True)

@@ -103,18 +103,16 @@ def swept(runs: Sequence[Run]) -> list[str]:
 
 
 def number(text: str) -> float:
-    """nan for what is not one."""
+    """Infinity for what is not one."""
     try:
         return float(text)
     except ValueError:
-        return math.nan
+        return math.inf
 
 
-def _order(key: Sequence[str]) -> list[tuple[bool, float, str]]:
-    """To sort by: numbers before words, 10 after 9."""
-    numbers = [number(text) for text in key]
-    words = [math.isnan(n) for n in numbers]
-    return [(w, 0 if w else n, text) for w, n, text in zip(words, numbers, key, strict=True)]
+def _order(key: Sequence[str]) -> list[tuple[float, str]]:
+    """To sort by: 10 after 9, words after numbers."""
+    return [(number(text), text) for text in key]
 
 
 def groups(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:

@@ -41,7 +41,7 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     found, keys, names = groups(runs), swept(runs), evaluators(runs)
     if not names:
         return False
-    numeric = [k for i, k in enumerate(keys) if not any(math.isnan(number(v[i])) for v in found)]
+    numeric = [k for i, k in enumerate(keys) if all(number(v[i]) < math.inf for v in found)]
     x_key = ROUNDS if ROUNDS in numeric else next(iter(numeric), None)
     lines: dict[str, list[tuple[float, list[Run]]]] = {}
     for n, (values, group) in enumerate(found.items()):
