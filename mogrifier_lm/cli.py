@@ -5,18 +5,23 @@ Imports here are light: torch, datasets and wandb come in when a run needs them.
 
 import functools
 import inspect
+import json
 import logging
 import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mogrifier_lm.config import (
     SCHEMAS,
     Config,
+    load_config,
     nearest,
     resume_config,
     save_config,
@@ -32,6 +38,7 @@ from mogrifier_lm.config import (
     write_json,
 )
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.reports.table import objective
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +73,34 @@ def run_dir(resume: str | None) -> str:
             raise UserError(f"{candidate} cannot be made: {error.strerror}") from error
 
 
+def as_values(overrides: Sequence[str]) -> dict[str, str]:
+    """key → value of overrides such as model.rounds=2."""
+    return dict(override.partition("=")[::2] for override in overrides)
+
+
+def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
+    """The folder, inside its sweep's, of the job with these overrides.
+
+    It is the one that an earlier part of the sweep has begun with them, so that the same command,
+    or one with more values, goes on with what is there; else `num`, or the next number free.
+    """
+    wanted = as_values(overrides)
+    for path in Path(sweep_dir).glob("*/overrides.json"):
+        if json.loads(path.read_text()) == wanted:
+            return path.parent.name
+    while True:
+        try:
+            Path(sweep_dir, str(num)).mkdir(parents=True)
+            return str(num)
+        except FileExistsError:
+            num += 1
+
+
 def register() -> None:
     """Tell Hydra the schema, and how the folder of a run is named."""
     ConfigStore.instance().store("schema", node=Config)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    OmegaConf.register_new_resolver("job_dir", job_dir, replace=True)
 
 
 def explain(error: BaseException) -> str:
@@ -118,28 +149,63 @@ def train() -> None:
     register()
     guarded(
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(_train),
-        "; resume=RUN_DIR goes on from the last checkpoint",
+        "; resume=RUN_DIR goes on from the last checkpoint, hydra.sweep.dir=DIR with a sweep",
     )
 
 
 def _train(node: DictConfig) -> float:
+    """One run, alone or in a multirun."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
-    multirun = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
+    if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
+        return _run(node, folder, overrides)
+    try:
+        return _run(node, folder, overrides, sweep=folder.parent.name)
+    except Exception as error:
+        reason = explain(error) or type(error).__name__
+    finally:
+        _report(folder.parent)
+    # A new error: Hydra keeps it to the end of the sweep, and the old one's frames hold the model.
+    raise UserError(f"{_shown(folder)}: {reason}")
+
+
+def _run(
+    node: DictConfig, folder: Path, overrides: Sequence[str], sweep: str | None = None
+) -> float:
+    """Run a config in its folder, or what is left of it there; a failure leaves its reason."""
     holds_run, begun = (folder / "checkpoints").exists(), False
     try:
-        if holds_run and not node.resume:
+        if sweep and node.resume:
+            raise UserError(
+                f"resume={node.resume} goes on with one run; a sweep goes on by its own command "
+                "with hydra.sweep.dir=DIR"
+            )
+        if holds_run and not (node.resume or sweep):
             raise UserError(
                 f"{folder} holds a run already: resume={folder}, or take another folder"
             )
+        if not (holds_run or node.resume):
+            write_json(folder / "overrides.json", as_values(overrides))
         config = resume_config(node, folder, overrides) if node.resume else validate(node)
+        if sweep and (folder / "config.yaml").is_file():
+            path = folder / "summary.json"
+            summary = json.loads(path.read_text()) if path.is_file() else {}
+            if load_config(folder) != config:
+                raise UserError(
+                    f"{_shown(folder)} holds a run of these overrides with another config.yaml: "
+                    "take another hydra.sweep.dir"
+                )
+            if summary.get("status") == "completed":
+                log.info("%s is completed: skipped", _shown(folder))
+                return objective(summary)
         # Written before torch is imported: from here on a run that is killed can be resumed.
         save_config(config, folder)
+        (folder / "summary.json").unlink(missing_ok=True)  # of the part that failed
         begun = True
         from mogrifier_lm.run import run
 
-        return run(config, folder, overrides, sweep=folder.parent.name if multirun else None)
+        return run(config, folder, overrides, sweep)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         status = "interrupted" if interrupted else "failed"
@@ -147,10 +213,9 @@ def _train(node: DictConfig) -> float:
         if begun or not holds_run:  # a command that is refused leaves the run that is there alone
             failure = {"status": status, "error": reason, "seed": node.seed}
             write_json(folder / "summary.json", failure)
-        if interrupted or isinstance(error, EXPECTED):
-            log.error("run %s: %s", status, reason)
-        else:
-            log.exception("run failed")
+        log.error("run %s: %s", status, reason)
+        with open(folder / "train.log", "a") as file:
+            traceback.print_exc(file=file)
         raise
 
 
@@ -227,3 +292,33 @@ def _call(main: Callable[..., None], arguments: Sequence[str]) -> None:
         if parameter.default is parameter.empty and key not in values:
             raise UserError(f"give {key}=…; --help shows the keys")
     main(**values)
+
+
+def _shown(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def grid(sweep_dir: Path) -> list[dict[str, str]]:
+    """The overrides of every run that the command of a sweep asks for; [] if a search decides."""
+    sweep = OmegaConf.load(sweep_dir / "multirun.yaml").hydra
+    params = [f"{key}={value}" for key, value in (sweep.sweeper.get("params") or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    try:
+        parsed = parser.parse_overrides([*params, *sweep.overrides.task])
+        return [as_values(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+    except HydraException:
+        return []
+
+
+def _report(sweep_dir: Path) -> None:
+    """Write the report of a sweep as far as it is, and say how far that is."""
+    try:
+        from mogrifier_lm.reports.sweep import progress, read_runs, write_report
+
+        runs = read_runs([sweep_dir])
+        write_report(runs, sweep_dir / "report")
+        began = (sweep_dir / "multirun.yaml").stat().st_mtime
+        path = _shown(sweep_dir) / "report" / "sweep.md"
+        log.info("%s: %s", path, progress(runs, grid(sweep_dir), began))
+    except Exception:  # the runs are worth more than their report
+        log.warning("the report of %s is not written", sweep_dir, exc_info=True)

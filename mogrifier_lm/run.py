@@ -35,13 +35,14 @@ from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.optim import build_averaging, build_optimizer
 from mogrifier_lm.regularization import build_rates
 from mogrifier_lm.reports.curves import plot_curves
-from mogrifier_lm.reports.table import final_table
+from mogrifier_lm.reports.table import final_table, objective
 from mogrifier_lm.tracking import Tracker, build_tracker
 from mogrifier_lm.trainer import Trainer, total_steps
 
 log = logging.getLogger(__name__)
 
 ORDERS = {"columns": Streams, "read_heads": ReadHeads}
+DEFAULT_THREADS = torch.get_num_threads()  # before a run of a sweep has set another number
 
 
 def saved_tokenizer(run_dir: Path) -> Tokenizer:
@@ -240,8 +241,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         UserError: something that the user can mend.
     """
     device = check_device(config.trainer.device)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
     corpus = build_corpus(config.data, config.tokenizer)
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.tokenizer), device)
@@ -333,8 +333,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     write_json(run_dir / "summary.json", result)
     log.info("%s", final_table(result, shown))
-    ppls = [score["ppl"] for score in scores["valid"].values() if isinstance(score, dict)]
-    return ppls[0] if ppls else math.nan
+    return objective(result)
 
 
 def _tracker(

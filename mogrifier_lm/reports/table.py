@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ def score_table(summary: Mapping[str, Any]) -> str:
         rows.append((name, f"{valid[floor]:.2f}", f"{test[floor]:.2f}"))
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{name:<{width}}  {valid:>10}  {test:>10}" for name, valid, test in rows)
+
+
+def objective(summary: Mapping[str, Any]) -> float:
+    """Validation perplexity of the first evaluator, which a sweeper minimises; nan without one."""
+    scores = summary["valid"].values()
+    return next((score["ppl"] for score in scores if isinstance(score, Mapping)), math.nan)
 
 
 def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:

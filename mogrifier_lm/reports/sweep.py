@@ -1,0 +1,250 @@
+"""The report of a sweep: sweep.csv, sweep.md and sweep.png, from the files that its runs left.
+
+What is read: overrides.json (what tells a run from the others), summary.json (how it ended) and
+provenance.json (its data). A run without summary.json is unfinished: it is running, or was cut.
+"""
+
+import csv
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from mogrifier_lm.errors import UserError
+
+# Overrides that summary.json tells of where a run was begun without them.
+TOLD = {"model.rounds": "rounds", "model.hidden_size": "hidden_size", "seed": "seed"}
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run's folder says."""
+
+    dir: Path
+    overrides: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    ended: float = 0.0  # seconds since 1970
+
+    @property
+    def status(self) -> str:
+        return str(self.summary.get("status", "unfinished"))
+
+    def value(self, key: str) -> str:
+        """Of an override; "" where the folder does not say."""
+        return self.overrides.get(key, str(self.summary.get(TOLD.get(key, ""), "")))
+
+    def ppl(self, split: str, evaluator: str) -> float:
+        """Perplexity; nan where there is none."""
+        return float(self.summary.get(split, {}).get(evaluator, {}).get("ppl", math.nan))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} where there is none."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        return {"status": "failed", "error": f"{path.name} is damaged: {error}"}
+    return values
+
+
+def is_run(folder: Path) -> bool:
+    names = ("overrides.json", "summary.json", "config.yaml")
+    return any((folder / name).is_file() for name in names)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs of folders, each of which is a sweep's or a run's.
+
+    Raises:
+        UserError: a folder that is neither.
+    """
+    runs: dict[Path, Run] = {}
+    for folder in folders:
+        inside = sorted(folder.glob("*/"), key=lambda path: _order([path.name]))
+        found = [path for path in ([folder] if is_run(folder) else inside) if is_run(path)]
+        if not found:
+            raise UserError(f"{folder} is the folder neither of a run nor of a sweep")
+        for path in found:
+            summary = path / "summary.json"
+            runs[path.resolve()] = Run(
+                dir=path,
+                overrides=_json(path / "overrides.json"),
+                summary=_json(summary),
+                data=_json(path / "provenance.json").get("data", {}).get("name"),
+                ended=summary.stat().st_mtime if summary.is_file() else 0.0,
+            )
+    return list(runs.values())
+
+
+def completed(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.status == "completed"]
+
+
+def evaluators(runs: Sequence[Run]) -> list[str]:
+    """Those that scored a run, in order."""
+    scores = [score for run in completed(runs) for score in run.summary["valid"].items()]
+    return list(dict.fromkeys(name for name, score in scores if isinstance(score, Mapping)))
+
+
+def overridden(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(key for run in runs for key in run.overrides if key != "seed"))
+
+
+def swept(runs: Sequence[Run]) -> list[str]:
+    """The overrides, but for the seed, that differ between runs."""
+    return [key for key in overridden(runs) if len({run.value(key) for run in runs}) > 1]
+
+
+def number(text: str) -> float:
+    """Infinity for what is not one."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.inf
+
+
+def _order(key: Sequence[str]) -> list[tuple[float, str]]:
+    """To sort by: 10 after 9, words after numbers."""
+    return [(number(text), text) for text in key]
+
+
+def groups(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
+    """Values of the swept keys → the completed runs that have them and differ in the seed only."""
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in completed(runs):
+        found.setdefault(tuple(run.value(key) for key in swept(runs)), []).append(run)
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation of the numbers that are known; nan where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan, stdev(known) if len(known) > 1 else math.nan
+
+
+def _mean_sd(values: Sequence[float], digits: int = 2) -> str:
+    texts = [f"{x:,.{digits}f}" for x in mean_sd(values) if not math.isnan(x)]
+    return " ± ".join(texts)
+
+
+def span(values: Sequence[float]) -> str:
+    """One number, or the least and the largest."""
+    return "–".join(f"{value:,}" for value in sorted({min(values), max(values)}))
+
+
+def _names(runs: Sequence[Run]) -> dict[int, str]:
+    """The folders as short as they can be told apart."""
+    common = os.path.commonpath([run.dir.resolve().parent for run in runs])
+    return {id(run): os.path.relpath(run.dir.resolve(), common) for run in runs}
+
+
+def run_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row per run, as in sweep.csv; a cell that is not known is empty."""
+    names, rows = _names(runs), []
+    for run in runs:
+        row: dict[str, Any] = {"run": names[id(run)]} | {
+            key: run.value(key) for key in overridden(runs)
+        }
+        row["seed"] = run.value("seed")
+        row |= {key: run.summary.get(key, "") for key in ("params", "hidden_size")}
+        row |= {"status": run.status, "error": run.summary.get("error", "")}
+        for name in evaluators(runs):
+            ppls = {f"{split}/{name}/ppl": run.ppl(split, name) for split in ("valid", "test")}
+            row |= {key: "" if math.isnan(ppl) else ppl for key, ppl in ppls.items()}
+        rows.append(row | {"tokens_per_second": run.summary.get("tokens_per_second", "")})
+    return rows
+
+
+def group_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """A row per group: what it costs, and its perplexities over the seeds."""
+    rows = []
+    for key, group in groups(runs).items():
+        row = dict(zip(swept(runs), key, strict=True))
+        if "model.hidden_size" not in row:
+            row["hidden size"] = span([run.summary["hidden_size"] for run in group])
+        row["parameters"] = span([run.summary["params"] for run in group])
+        row["tokens/s"] = _mean_sd([run.summary["tokens_per_second"] for run in group], 0)
+        row["n"] = str(len(group))
+        for name in evaluators(runs):
+            for split in ("valid", "test"):
+                row[f"{split}, {name}"] = _mean_sd([run.ppl(split, name) for run in group])
+        rows.append(row)
+    return rows
+
+
+def failure_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """A row per run that has not completed, with its reason."""
+    shown = ("run", *swept(runs), "seed", "status", "error")
+    rows = [row for row in run_table(runs) if row["status"] != "completed"]
+    return [{key: str(row[key]) for key in shown} for row in rows]
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """How the runs ended, and what they have in common."""
+    statuses = [run.status for run in runs]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+    fixed = [f"{k}={runs[0].value(k)}" for k in overridden(runs) if k not in swept(runs)]
+    text = f"{len(runs)} runs: {counts}. " + (f"All with {' '.join(fixed)}. " if fixed else "")
+    floors = {run.summary["valid"].get("floor_ppl", math.nan) for run in completed(runs)}
+    if len(floors) == 1 and not math.isnan(floor := floors.pop()):
+        text += f"The validation perplexity of the source itself is {floor:.2f}. "
+    return text + "Perplexity per word: mean ± sample standard deviation over n seeds."
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return "No run has completed.\n"
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """sweep.md."""
+    text = f"# Sweep\n\n{headline(runs)}\n\n{_markdown(group_table(runs))}\n![](sweep.png)\n"
+    failures = failure_table(runs)
+    return text + (f"\n## Not completed\n\n{_markdown(failures)}" if failures else "")
+
+
+def write_report(runs: Sequence[Run], folder: Path) -> None:
+    """Write sweep.csv, sweep.md and, once a run is scored, sweep.png: each whole or not at all."""
+    from mogrifier_lm.reports.sweep_plots import plot_sweep
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        table = run_table(runs)
+        with open(Path(scratch, "sweep.csv"), "w", newline="") as file:
+            writer = csv.DictWriter(file, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+        Path(scratch, "sweep.md").write_text(markdown(runs))
+        plot_sweep(runs, Path(scratch, "sweep.png"))
+        for path in Path(scratch).iterdir():
+            path.replace(folder / path.name)
+
+
+def progress(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: float) -> str:
+    """How far a sweep is, in one line.
+
+    Args:
+        runs: of its folder.
+        grid: the overrides of every run that its command asks for; empty where that is not known.
+        began: when the command did, seconds since 1970; the time left is told by runs ended since.
+    """
+    status = {frozenset(run.overrides.items()): run.status for run in runs}
+    asked = [status.get(frozenset(job.items())) for job in grid] or [run.status for run in runs]
+    done, failed = asked.count("completed"), asked.count("failed")
+    left = len(asked) - done - failed
+    text = f"{done} of {len(asked)} runs done, {failed} failed, {left} left"
+    fresh = sum(run.ended > began for run in completed(runs))
+    if fresh and left:
+        seconds = (time.time() - began) / fresh * left
+        text += f", about {seconds / 60:.0f} min" if seconds > 90 else f", about {seconds:.0f} s"
+    return text
