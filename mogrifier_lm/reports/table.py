@@ -11,6 +11,12 @@ def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
     for evaluator in (name for name in summary["valid"] if name != "floor_ppl"):
         valid, test = summary["valid"][evaluator], summary["test"][evaluator]
         rows.append((f"{evaluator} perplexity", f"{valid['ppl']:.2f}", f"{test['ppl']:.2f}"))
+        if valid["tokens"] != valid["words"]:  # subwords
+            for key, what in (
+                ("token_ppl", "perplexity a subword"),
+                ("bits_per_byte", "bits a byte"),
+            ):
+                rows.append((f"  {what}", f"{valid[key]:.3f}", f"{test[key]:.3f}"))
     if "floor_ppl" in summary["valid"]:
         valid, test = summary["valid"]["floor_ppl"], summary["test"]["floor_ppl"]
         rows.append(("floor (the source itself)", f"{valid:.2f}", f"{test:.2f}"))
