@@ -242,7 +242,8 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     """
     device = check_device(config.trainer.device)
     torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
-    corpus = build_corpus(config.data, config.tokenizer)
+    resuming = (run_dir / checkpoint.LAST).is_file()
+    corpus = saved_corpus(run_dir) if resuming else build_corpus(config.data, config.tokenizer)
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.tokenizer), device)
     hidden_size = model.mask_sizes.hidden[0]
@@ -268,7 +269,6 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         )
     valid = corpus.splits["valid"]
     valid_streams = min(config.trainer.valid_batch_size, len(valid.ids))
-    resuming = (run_dir / checkpoint.LAST).is_file()
     if not resuming:
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run cut before a checkpoint
     corpus.tokenizer.save(run_dir / "tokenizer.json")

@@ -11,11 +11,15 @@ def score_table(summary: Mapping[str, Any]) -> str:
     rows = [("", "validation", "test")]
     valid, test = summary["valid"], summary["test"]
     for name in (name for name in valid if name != "floor_ppl"):
-        for key in (key for key in valid[name] if key.endswith("ppl")):
+        subwords = valid[name]["tokens"] != valid[name]["words"]
+        for key in (k for k in valid[name] if k.endswith("ppl") and (subwords or k != "token_ppl")):
             label = f"{name} {key}".replace("_ppl", "").replace(" ppl", "")
             rows.append(
                 (f"{label} perplexity", f"{valid[name][key]:.2f}", f"{test[name][key]:.2f}")
             )
+        if subwords:
+            v, t = valid[name]["bits_per_byte"], test[name]["bits_per_byte"]
+            rows.append((f"{name} bits per byte", f"{v:.4f}", f"{t:.4f}"))
     if "floor_ppl" in valid:
         name, floor = "floor (the source itself)", "floor_ppl"
         rows.append((name, f"{valid[floor]:.2f}", f"{test[floor]:.2f}"))
