@@ -1,9 +1,9 @@
 """Time the project's kernels against their peers and the machine's limit.
 
     python scripts/benchmark.py                                   # everything, torch's threads
-    python scripts/benchmark.py recurrence --shape h650-r5 --threads 1 2
-    python scripts/benchmark.py step evaluate memory --json out.json
-    python scripts/benchmark.py recurrence step --device cuda
+    python scripts/benchmark.py --what recurrence --shape h650-r5 --threads 1 2
+    python scripts/benchmark.py --what step evaluate memory --json out.json
+    python scripts/benchmark.py --what recurrence step --device cuda
 
 recurrence  forward and backward of one layer. "reference" is the loop over time under autograd as
             the community writes it, "compiled" is torch.compile of that loop, left out if it has
@@ -24,6 +24,7 @@ exit code is then 1.
 """
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -33,6 +34,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -57,6 +59,7 @@ LARGEST_ERROR = {"fp32": 1e-4, "bf16": 0.05}  # root mean square, relative
 DISAGREES = "it disagrees with the reference"
 COMPILED, LSTM, EXAMPLE = "compiled", "nn.LSTM", "example"
 Step = Callable[[], Any]
+Rows = list[dict[str, Any]]
 
 
 class Shape(NamedTuple):
@@ -98,57 +101,60 @@ def agree(values: list[Tensor], expected: list[Tensor], precision: str) -> bool:
     return all((v - e).norm() <= LARGEST_ERROR[precision] * e.norm() for v, e in pairs)
 
 
-class Table:
-    """Rows of one table: candidates are added, then timed by turns."""
+def measure(
+    build: Callable[[str, str], Step | str],
+    candidates: list[str],
+    tokens: int,
+    operations: int | None,
+    seconds: float,
+    device: str,
+) -> Rows:
+    """A row for each candidate and precision, the first candidate being the naive one.
 
-    def __init__(self, what: str, shape: str, device: str) -> None:
-        self.what, self.shape, self.device = what, shape, device
-        self.rows: list[dict[str, Any]] = []
-        self.steps: dict[tuple[str, str], Step] = {}
-
-    def add(self, candidate: str, precision: str, build: Callable[[], Step | str]) -> None:
-        """`build` makes a step, or says why there is none; so does its ValueError."""
-        row = {"what": self.what, "shape": self.shape, "candidate": candidate}
-        self.rows.append(row | {"precision": precision})
+    `build` makes a step, or says why there is none, as does its ValueError; "" leaves the row out.
+    """
+    rows: Rows = []
+    steps: dict[tuple[str, str], Step] = {}
+    for precision, candidate in itertools.product(LARGEST_ERROR, candidates):
         try:
-            step = build()
+            step = build(candidate, precision)
         except ValueError as reason:
             step = str(reason)
-        if isinstance(step, str):
-            self.rows[-1]["not timed"] = step
-        else:
-            self.steps[candidate, precision] = step
-
-    def measure(self, naive: str, tokens: int, operations: int | None, seconds: float) -> None:
-        products = {}
+        if step:
+            rows.append({"candidate": candidate, "precision": precision})
+        if callable(step):
+            steps[candidate, precision] = step
+        elif step:
+            rows[-1]["not timed"] = step
+    products = {("product", p): large_product(p, device) for p in LARGEST_ERROR if operations}
+    times = take_turns(
+        steps | {k: product for k, (product, _) in products.items()}, seconds, device
+    )
+    for row in rows:
+        key = (row["candidate"], row["precision"])
+        if key not in times:
+            continue
+        row["ms"], row["turns"] = median(times[key]), len(times[key])
+        row["tokens/s"] = 1000 * tokens / row["ms"]
+        row["x naive"] = median(times[candidates[0], "fp32"]) / row["ms"]
         if operations:
-            products = {("product", p): large_product(p, self.device) for p in LARGEST_ERROR}
-        times = take_turns(
-            self.steps | {k: s for k, (s, _) in products.items()}, seconds, self.device
-        )
-        for row in self.rows:
-            key = (row["candidate"], row["precision"])
-            if key not in times:
-                continue
-            row["ms"], row["turns"] = median(times[key]), len(times[key])
-            row["tokens/s"] = 1000 * tokens / row["ms"]
-            row["x naive"] = median(times[naive, "fp32"]) / row["ms"]
-            if operations:
-                product = ("product", row["precision"])
-                row["x limit"] = row["ms"] / median(times[product])
-                row["x limit"] *= products[product][1] / operations
+            product = ("product", row["precision"])
+            limit = operations / products[product][1] * median(times[product])
+            row["x limit"] = row["ms"] / limit
+    return rows
 
-    def __str__(self) -> str:
-        formats = {"ms": ".1f", "tokens/s": ".0f", "x limit": ".2f", "x naive": ".2f"}
-        formats |= {"ptb test, s": ".0f", "MiB": ".0f", "x less": ".1f"}
-        columns = {k: f for k, f in formats.items() if any(k in row for row in self.rows)}
-        lines = [f"{'':<15}" + "".join(f"{name:>12}" for name in columns)]
-        for row in self.rows:
-            text = "".join(f"{f'{row[k]:{f}}' if k in row else '':>12}" for k, f in columns.items())
-            if reason := row.get("not timed"):
-                text = f"  not timed: {reason}"
-            lines.append(f"{row['candidate']:<10}{row['precision']:<5}{text}")
-        return "\n".join(lines)
+
+def table(rows: Rows) -> str:
+    formats = {"ms": ".1f", "tokens/s": ".0f", "x limit": ".2f", "x naive": ".2f"}
+    formats |= {"ptb test, s": ".0f", "MiB": ".0f", "x less": ".1f"}
+    columns = {name: f for name, f in formats.items() if any(name in row for row in rows)}
+    lines = [f"{'':<15}" + "".join(f"{name:>12}" for name in columns)]
+    for row in rows:
+        cells = (f"{row[name]:{f}}" if name in row else "" for name, f in columns.items())
+        text = "".join(f"{cell:>12}" for cell in cells)
+        text = f"  not timed: {row['not timed']}" if "not timed" in row else text
+        lines.append(f"{row['candidate']:<10}{row['precision']:<5}{text}")
+    return "\n".join(lines)
 
 
 def large_product(precision: str, device: str) -> tuple[Step, int]:
@@ -181,7 +187,7 @@ def layer_step(layer: nn.Module, shape: Shape, precision: str, device: str) -> S
     generator = torch.Generator().manual_seed(0)
     size = (shape.steps, shape.batch, shape.hidden)
     x, d_output = (torch.randn(size, generator=generator).to(device) for _ in range(2))
-    state = torch.zeros(size[1:] if isinstance(layer, RecurrentLayer) else (1, *size[1:]))
+    state = torch.zeros((1, *size[1:]) if isinstance(layer, nn.LSTM) else size[1:])
     inputs = [x.requires_grad_(), *layer.parameters()]
     state = state.to(device)
 
@@ -193,52 +199,51 @@ def layer_step(layer: nn.Module, shape: Shape, precision: str, device: str) -> S
     return step
 
 
-def compiled_step(shape: Shape, device: str, limit: int) -> Step | str:
-    """The reference under torch.compile, unless that takes longer than `limit` seconds."""
+def finishes(step: Step, limit: int) -> bool:
+    """Whether the first call of a compiled step returns within `limit` seconds."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError
 
-    layer = RecurrentLayer(shape.specs(1)[0], "reference", device)
-    step = layer_step(torch.compile(layer), shape, "fp32", device)  # type: ignore[arg-type]
-    old = signal.signal(signal.SIGALRM, stop)
+    old, start = signal.signal(signal.SIGALRM, stop), time.perf_counter()
     signal.alarm(limit)
     try:
         step()
-    except Exception as error:  # whatever torch.compile makes of it
-        return f"torch.compile had not finished after {limit} s ({type(error).__name__})"
+    except Exception:  # torch.compile wraps what it meets in its own
+        if time.perf_counter() - start < limit:
+            raise
+        return False
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, old)
-    return step
+    return True
 
 
-def recurrence(name: str, device: str, seconds: float, compile_seconds: int) -> Table:
-    shape, table = RECURRENCES[name], Table("recurrence", name, device)
+def recurrence(shape: Shape, device: str, seconds: float, compile_seconds: int) -> Rows:
+    def build(name: str, precision: str) -> Step | str:
+        def step_of(layer: Any, shape: Shape = shape, precision: str = precision) -> Step:
+            return layer_step(layer, shape, precision, device)
 
-    def ours(backend: str, precision: str) -> Step | str:
-        resolve(backend, device)
-        layers = [
-            RecurrentLayer(shape.small.specs(1)[0], b, device) for b in ("reference", backend)
-        ]
-        layers[1].load_state_dict(layers[0].state_dict())
-        expected = layer_step(layers[0], shape.small, "fp32", device)()
-        if not agree(layer_step(layers[1], shape.small, precision, device)(), expected, precision):
+        if name == LSTM:
+            return step_of(nn.LSTM(shape.hidden, shape.hidden, device=device))
+        if name == COMPILED:
+            layer = RecurrentLayer(shape.specs(1)[0], "reference", device)
+            step = step_of(torch.compile(layer))
+            if precision != "fp32" or not compile_seconds:
+                return ""
+            late = f"torch.compile had not finished after {compile_seconds} s"
+            return step if finishes(step, compile_seconds) else late
+        resolve(name, device)
+        few = shape.small
+        reference, layer = (RecurrentLayer(few.specs(1)[0], b, device) for b in ("reference", name))
+        layer.load_state_dict(reference.state_dict())
+        if not agree(step_of(layer, few)(), step_of(reference, few, "fp32")(), precision):
             return DISAGREES
-        return layer_step(
-            RecurrentLayer(shape.specs(1)[0], backend, device), shape, precision, device
-        )
+        return step_of(RecurrentLayer(shape.specs(1)[0], name, device))
 
-    for precision in LARGEST_ERROR:
-        for backend in BACKENDS:
-            table.add(backend, precision, lambda b=backend, p=precision: ours(b, p))
-        if shape.rounds == 0:
-            lstm = nn.LSTM(shape.hidden, shape.hidden, device=device)
-            table.add(LSTM, precision, lambda p=precision, m=lstm: layer_step(m, shape, p, device))
-        if precision == "fp32" and compile_seconds:
-            table.add(COMPILED, precision, lambda: compiled_step(shape, device, compile_seconds))
-    table.measure("reference", shape.steps * shape.batch, shape.operations(), seconds)
-    return table
+    candidates = [*BACKENDS, *([] if shape.rounds else [LSTM]), COMPILED]
+    tokens = shape.steps * shape.batch
+    return measure(build, candidates, tokens, shape.operations(), seconds, device)
 
 
 def example_step(shape: Shape, precision: str, device: str) -> Step:
@@ -268,29 +273,33 @@ def example_step(shape: Shape, precision: str, device: str) -> Step:
     return step
 
 
+def language_model(backend: str, shape: Shape, device: str) -> LanguageModel:
+    """The same weights at each call."""
+    resolve(backend, device)
+    torch.manual_seed(0)
+    return LanguageModel(VOCAB, shape.hidden, shape.specs(2), backend=backend, device=device)
+
+
 def our_step(backend: str, shape: Shape, precision: str, device: str) -> Step | str:
     """The trainer's step, captured as a graph on a GPU."""
-    resolve(backend, device)
-    model = LanguageModel(VOCAB, shape.hidden, shape.specs(2), backend=backend, device=device)
+    model = language_model(backend, shape, device)
     tokens, targets = torch.randint(VOCAB, (2, shape.steps, shape.batch), device=device)
     optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=0.1), model.parameters())
     states = model.zero_states(shape.batch)
 
-    def gradients(loss: Tensor) -> list[Tensor]:
+    def loss_and_gradients(model: LanguageModel, loss: Tensor) -> list[Tensor]:
         return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
-    reference = LanguageModel(
-        VOCAB, shape.hidden, shape.specs(2), backend="reference", device=device
+    reference, few = language_model("reference", shape, device), (tokens[:3], targets[:3])
+    logits = linear(
+        reference.encode(few[0], states)[0], reference.output_weight, reference.output_bias
     )
-    model.load_state_dict(reference.state_dict())
-    few = tokens[:3], targets[:3]
-    hidden, _ = reference.encode(few[0], states)
-    logits = linear(hidden, reference.embedding_weight, reference.output_bias)
-    loss = cross_entropy(logits, few[1].flatten(), reduction="sum")
-    expected = [loss.detach(), *torch.autograd.grad(loss, list(reference.parameters()))]
+    expected = cross_entropy(logits, few[1].flatten(), reduction="sum")
     with autocast(precision, device):
         loss, _ = model.loss(*few, states)
-    if not agree(gradients(loss), expected, precision):
+    if not agree(
+        loss_and_gradients(model, loss), loss_and_gradients(reference, expected), precision
+    ):
         return DISAGREES
 
     def update() -> None:
@@ -308,45 +317,35 @@ def our_step(backend: str, shape: Shape, precision: str, device: str) -> Step | 
     return Graphed(update, torch.device(device))
 
 
-def step(name: str, device: str, seconds: float) -> Table:
-    shape, table = STEPS[name], Table("step", name, device)
-    for precision in LARGEST_ERROR:
-        table.add(EXAMPLE, precision, lambda p=precision: example_step(shape, p, device))
-        for b in BACKENDS:
-            table.add(b, precision, lambda b=b, p=precision: our_step(b, shape, p, device))
-    table.measure(EXAMPLE, shape.steps * shape.batch, None, seconds)
-    return table
+def step(shape: Shape, device: str, seconds: float) -> Rows:
+    def build(name: str, precision: str) -> Step | str:
+        return (example_step if name == EXAMPLE else partial(our_step, name))(
+            shape, precision, device
+        )
+
+    tokens = shape.steps * shape.batch
+    return measure(build, [EXAMPLE, *BACKENDS], tokens, None, seconds, device)
 
 
-def evaluate(tokens: int, device: str, seconds: float) -> Table:
-    table = Table("evaluate", f"{tokens} tokens", device)
-    ids = np.random.default_rng(0).integers(VOCAB, size=tokens)
-    split, shape = Split(ids=ids, words=tokens, bytes=tokens, sha256=""), Shape(1, 1, 650, 5)
-    reference = LanguageModel(
-        VOCAB, shape.hidden, shape.specs(2), backend="reference", device=device
-    )
+def evaluate(tokens: int, device: str, seconds: float) -> Rows:
+    shape = Shape(1, 1, 650, 5)
 
-    def ours(backend: str, precision: str) -> Step | str:
-        resolve(backend, device)
-        model = LanguageModel(VOCAB, shape.hidden, shape.specs(2), backend=backend, device=device)
-        model.load_state_dict(reference.state_dict())
+    def score(model: LanguageModel, tokens: int, precision: str = "fp32") -> float:
+        ids = np.random.default_rng(0).integers(VOCAB, size=tokens)
+        with autocast(precision, device):
+            split = Split(ids=ids, words=tokens, bytes=tokens, sha256="")
+            return static(model, split, 0, StaticConfig()).nats
 
-        def score(model: LanguageModel = model, split: Split = split) -> float:
-            with autocast(precision, device):
-                return static(model, split, 0, StaticConfig()).nats
+    def build(name: str, precision: str) -> Step | str:
+        model, few = language_model(name, shape, device), 50
+        exact = score(language_model("reference", shape, device), few)
+        agrees = abs(score(model, few, precision) / exact - 1) <= LARGEST_ERROR["fp32"]
+        return partial(score, model, tokens, precision) if agrees else DISAGREES
 
-        few = Split(ids=ids[:100], words=100, bytes=100, sha256="")
-        exact = static(reference, few, 0, StaticConfig()).nats
-        return score if abs(score(split=few) / exact - 1) <= LARGEST_ERROR["fp32"] else DISAGREES
-
-    for precision in LARGEST_ERROR:
-        for backend in BACKENDS:
-            table.add(backend, precision, lambda b=backend, p=precision: ours(b, p))
-    table.measure("reference", tokens, None, seconds)
-    for row in table.rows:
-        if "ms" in row:
-            row["ptb test, s"] = PTB_TEST / row["tokens/s"]
-    return table
+    rows = measure(build, list(BACKENDS), tokens, None, seconds, device)
+    return [
+        row | ({"ptb test, s": PTB_TEST / row["tokens/s"]} if "ms" in row else {}) for row in rows
+    ]
 
 
 def added_peak(way: str, precision: str, device: str, threads: int) -> float:
@@ -374,23 +373,16 @@ def added_peak(way: str, precision: str, device: str, threads: int) -> float:
     return peak() - before
 
 
-def memory(device: str) -> Table:
-    table = Table("memory", "wikitext-2", device)
-    for precision in LARGEST_ERROR:
-        for way in ("plain", "chunked"):
-            with multiprocessing.get_context("spawn").Pool(1) as process:  # a peak never falls
-                job = (way, precision, device, torch.get_num_threads())
-                mib = process.apply(added_peak, job)
-            row = {
-                "what": "memory",
-                "shape": "wikitext-2",
-                "candidate": way,
-                "precision": precision,
-            }
-            table.rows.append(row | {"MiB": mib})
-    for plain, chunked in (table.rows[:2], table.rows[2:]):
+def memory(device: str) -> Rows:
+    rows: Rows = []
+    for precision, way in itertools.product(LARGEST_ERROR, ("plain", "chunked")):
+        with multiprocessing.get_context("spawn").Pool(1) as process:  # a peak never falls
+            job = (way, precision, device, torch.get_num_threads())
+            rows.append({"candidate": way, "precision": precision})
+            rows[-1]["MiB"] = process.apply(added_peak, job)
+    for plain, chunked in (rows[:2], rows[2:]):
         chunked["x less"] = plain["MiB"] / chunked["MiB"]
-    return table
+    return rows
 
 
 def device_name(device: str) -> str:
@@ -406,49 +398,45 @@ def main() -> int | str:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("recurrence", "step", "evaluate", "memory")
-    parser.add_argument("what", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all")
-    names = ", ".join([*RECURRENCES, *STEPS])
-    parser.add_argument("--shape", nargs="+", metavar="NAME", help=f"of {names}; all")
-    parser.add_argument("--threads", nargs="+", type=int, help="of the CPU, each in turn")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seconds", type=float, default=20, help="per table, default 20")
-    parser.add_argument(
-        "--compile-seconds", type=int, default=60, help="0 leaves it out; default 60"
-    )
-    parser.add_argument(
-        "--tokens", type=int, default=1000, help="that evaluate scores, default 1000"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parts, names = ("recurrence", "step", "evaluate", "memory"), [*RECURRENCES, *STEPS]
+    add = parser.add_argument
+    add("--what", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
+    add("--shape", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    add("--threads", nargs="+", type=int, help="of the CPU, each in turn; default torch's")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--seconds", type=float, default=20, help="per table, default 20")
+    add("--compile-seconds", type=int, default=60, help="default 60; 0 leaves it out")
+    add("--tokens", type=int, default=1000, help="that evaluate scores, default 1000")
+    add("--json", type=Path, metavar="FILE", help="also write the rows there")
     args = parser.parse_args()
-    shapes = args.shape or [*RECURRENCES, *STEPS]
-    for given, known in ((args.what, parts), (shapes, [*RECURRENCES, *STEPS])):
-        if unknown := set(given) - set(known):
-            return f"{unknown.pop()!r} must be one of {', '.join(known)}"
     if args.device == "cuda" and not torch.cuda.is_available():
         return "device is cuda, but torch finds no CUDA device here"
-    what, d, s = args.what or parts, args.device, args.seconds
-    jobs: list[Callable[[], Table]] = []
-    if "recurrence" in what:
-        chosen = [n for n in RECURRENCES if n in shapes]
-        jobs += [lambda n=n: recurrence(n, d, s, args.compile_seconds) for n in chosen]
-    if "step" in what:
-        jobs += [lambda n=n: step(n, d, s) for n in STEPS if n in shapes]
-    jobs += [lambda: evaluate(args.tokens, d, s)] if "evaluate" in what else []
-    jobs += [lambda: memory(d)] if "memory" in what else []
+    d, s = args.device, args.seconds
+    jobs: dict[tuple[str, str], Callable[[], Rows]] = {}
+    for name in args.shape:
+        if name in RECURRENCES:
+            job = partial(recurrence, RECURRENCES[name], d, s, args.compile_seconds)
+            jobs["recurrence", name] = job
+        else:
+            jobs["step", name] = partial(step, STEPS[name], d, s)
+    jobs["evaluate", f"{args.tokens} tokens"] = partial(evaluate, args.tokens, d, s)
+    jobs["memory", "wikitext-2"] = partial(memory, d)
     header = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device_name(d),
     }
     print(", ".join(f"{key} {value}" for key, value in header.items()))
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     for threads in args.threads or [torch.get_num_threads()]:
         torch.set_num_threads(threads)
-        for job in jobs:
-            table = job()
-            rows += [row | {"threads": threads} for row in table.rows]
-            print(f"\n{table.what} {table.shape}, {threads} threads\n{table}", flush=True)
+        for (part, name), job in jobs.items():
+            if part not in args.what:
+                continue
+            measured = job()
+            print(f"\n{part} {name}, {threads} threads\n{table(measured)}", flush=True)
+            place = {"part": part, "shape": name, "threads": threads}
+            rows += [place | row for row in measured]
             if args.json:
                 args.json.write_text(json.dumps(header | {"rows": rows}, indent=1) + "\n")
     return int(any(row.get("not timed") == DISAGREES for row in rows))

@@ -28,13 +28,19 @@ static float row_nats(S* row, idx classes, idx width, idx target, bool gradient)
   }
   float top = tops[0], sum = 0;
   for (int i = 1; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
-  for (idx v = 0; v < width; v += LANES) sums[v / LANES % 2] += exponential(load(row + v) - top);
+  const float below = top - read(row + target);
+  const bool keep = gradient && sizeof(S) == sizeof(float);  // bf16 would round twice
+  for (idx v = 0; v < width; v += LANES) {
+    const V power = exponential(load(row + v) - top);
+    sums[v / LANES % 2] += power;
+    if (keep) store(row + v, power);
+  }
   for (int i = 0; i < LANES; i++) sum += sums[0][i] + sums[1][i];
-  const float below = top - read(row + target), scale = 1 / sum;
+  const float scale = 1 / sum;
   if (gradient) {
     for (idx v = 0; v < width; v += LANES) {
-      const V x = load(row + v) - top;
-      store(row + v, x < -70.0f ? zero : exponential(x) * scale);  // subnormals would be slow
+      const V power = keep ? load(row + v) : exponential(load(row + v) - top);
+      store(row + v, power < 1e-30f ? zero : power * scale);  // subnormals would be slow
     }
     write(row + target, expf(-below) * scale - 1);
   }
