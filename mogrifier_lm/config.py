@@ -20,6 +20,11 @@ if TYPE_CHECKING:  # used in `validate` alone, so that the package works without
     from omegaconf import DictConfig
 
 
+# Sources.
+AWD, MOGRIFIER, REWIRED = "arXiv 1708.02182", "arXiv 1909.01792", "arXiv 2211.01848"
+LAMB, DYNAMIC, CACHE = "LAMB", "arXiv 1709.07432", "arXiv 1612.04426"
+
+
 def option(
     default: Any,
     doc: str,
@@ -28,12 +33,14 @@ def option(
     below: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    paper: str = "",
 ) -> Any:
-    """A dataclass field with its documentation and its range: least <= value < below.
+    """A dataclass field with its documentation, its range, least <= value < below, and its source.
 
     The range of a list is that of its values.
     """
     metadata = {"doc": doc, "least": least, "below": below, "above": above, "choices": choices}
+    metadata["paper"] = paper
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -78,42 +85,78 @@ class TokenizerConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    cell: str = option("lstm", "the recurrence", choices=("lstm", "rlstm", "mlstm"))
+    cell: str = option(
+        "lstm",
+        "the recurrence",
+        choices=("lstm", "rlstm", "mlstm"),
+        paper="arXiv 1909.01792; rlstm 2211.01848; mlstm 1609.07959",
+    )
     rounds: int = option(
-        5, "rounds of mogrification before each step; 0 is the plain cell", least=0
+        5, "rounds of mogrification before each step; 0 is the plain cell", least=0, paper=MOGRIFIER
     )
     rank: int | None = option(
-        None, "inner size of the round matrices; null means full rank", least=1
+        None, "inner size of the round matrices; null means full rank", least=1, paper=MOGRIFIER
     )
-    share_rounds: bool = option(False, "one matrix for all odd rounds and one for all even rounds")
-    zigzag: bool = option(True, "false: every round is conditioned on the original x and h")
-    round_bias: bool = option(True, "a bias in each round's gate (released code; not the paper)")
-    cap_input_gate: bool = option(True, "input gate at most 1 - f, as in the published results")
+    share_rounds: bool = option(
+        False, "one matrix for all odd rounds and one for all even rounds", paper="community code"
+    )
+    zigzag: bool = option(
+        True, "false: every round is conditioned on the original x and h", paper=MOGRIFIER
+    )
+    round_bias: bool = option(
+        True, "a bias in each round's gate (released code; not the paper)", paper=LAMB
+    )
+    cap_input_gate: bool = option(
+        True, "input gate at most 1 - f, as in the published results", paper=LAMB
+    )
     num_layers: int = option(2, "stacked recurrent layers", least=1)
     hidden_size: int | None = option(None, "features of h; default 200 without num_params", least=1)
     top_hidden_size: int | None = option(
-        None, "features of the top layer's h; null: hidden_size (AWD-LSTM: embedding_size)", least=1
+        None,
+        "features of the top layer's h; null: hidden_size (AWD-LSTM: embedding_size)",
+        least=1,
+        paper=AWD,
     )
     embedding_size: int | None = option(
         None, "features of the embedding; null: embedding_ratio * hidden_size", least=1
     )
-    embedding_ratio: float = option(1.0, "embedding size as a share of hidden_size", above=0)
+    embedding_ratio: float = option(
+        1.0, "embedding size as a share of hidden_size", above=0, paper=LAMB
+    )
     num_params: float | None = option(
-        None, "a budget of parameters: solves for hidden_size, which must then be null", least=1
+        None,
+        "a budget of parameters: solves for hidden_size, which must then be null",
+        least=1,
+        paper=LAMB,
     )
-    tie_embeddings: bool = option(True, "the output layer uses the embedding matrix")
-    skip_sum: bool = option(False, "the encoder's output is the sum of its layers' outputs (LAMB)")
+    tie_embeddings: bool = option(
+        True, "the output layer uses the embedding matrix", paper="arXiv 1608.05859"
+    )
+    skip_sum: bool = option(
+        False, "the encoder's output is the sum of its layers' outputs (LAMB)", paper=LAMB
+    )
     residual: bool = option(
-        False, "each layer's input is added to its output; embedding_size = hidden_size"
+        False,
+        "each layer's input is added to its output; embedding_size = hidden_size",
+        paper=REWIRED,
     )
-    mixture: int = option(1, "softmaxes that are mixed (MoS); 1 is the plain softmax", least=1)
+    mixture: int = option(
+        1,
+        "softmaxes that are mixed (MoS); 1 is the plain softmax",
+        least=1,
+        paper="arXiv 1711.03953",
+    )
     init: str = option(
         "uniform",
         "of the cells: torch.nn.LSTM's, or LAMB's truncated normals",
         choices=("uniform", "lamb"),
+        paper=LAMB,
     )
     chrono_t_max: float | None = option(
-        None, "Chrono init: forget biases ln U(1, t_max - 1), input biases their negative", least=2
+        None,
+        "Chrono init: forget biases ln U(1, t_max - 1), input biases their negative",
+        least=2,
+        paper="arXiv 1804.11188",
     )
     unigram_bias: bool = option(
         True, "the output bias starts at the log frequencies of the training text, not at 0"
@@ -126,48 +169,75 @@ class ModelConfig:
 @dataclass(kw_only=True)
 class RegularizationConfig:
     embedding_dropout: float = option(
-        0.0, "rate on whole words of the embedding, per window (AWD-LSTM)", least=0, below=1
+        0.0,
+        "rate on whole words of the embedding, per window (AWD-LSTM)",
+        least=0,
+        below=1,
+        paper=AWD,
     )
-    input_dropout: float = option(0.0, "rate on the embedding's output", least=0, below=1)
-    inter_layer_dropout: float = option(0.0, "rate between layers", least=0, below=1)
+    input_dropout: float = option(
+        0.0, "rate on the embedding's output", least=0, below=1, paper=AWD
+    )
+    inter_layer_dropout: float = option(0.0, "rate between layers", least=0, below=1, paper=AWD)
     state_dropout: float = option(
-        0.0, "rate on the h that enters a step; one mask per window", least=0, below=1
+        0.0,
+        "rate on the h that enters a step; one mask per window",
+        least=0,
+        below=1,
+        paper="arXiv 1512.05287",
     )
-    output_dropout: float = option(0.0, "rate on the encoder's output", least=0, below=1)
+    output_dropout: float = option(0.0, "rate on the encoder's output", least=0, below=1, paper=AWD)
     weight_dropout: float = option(
-        0.0, "DropConnect rate on weight_hh, one mask per window (AWD-LSTM)", least=0, below=1
+        0.0,
+        "DropConnect rate on weight_hh, one mask per window (AWD-LSTM)",
+        least=0,
+        below=1,
+        paper=AWD,
     )
     per_step: bool = option(
-        False, "input, inter-layer and output masks drawn per time step, not one per window"
+        False,
+        "input, inter-layer and output masks drawn per time step, not one per window",
+        paper=LAMB,
     )
     samples: int = option(
         1,
         "dropout samples per target, of whose probabilities the mean is trained (arXiv 2211.01848)",
         least=1,
+        paper=REWIRED,
     )
     l2: float = option(
         0.0,
         "times half the sum of squared weights, in the loss and so inside the clipped gradient "
         "(LAMB), in the unit of trainer.loss_per",
         least=0,
+        paper=LAMB,
     )
     ar: float = option(
-        0.0, "AWD-LSTM's alpha: times the mean square of the dropped encoder output", least=0
+        0.0,
+        "AWD-LSTM's alpha: times the mean square of the dropped encoder output",
+        least=0,
+        paper=AWD,
     )
     tar: float = option(
-        0.0, "AWD-LSTM's beta: times the mean square of its change over a step", least=0
+        0.0, "AWD-LSTM's beta: times the mean square of its change over a step", least=0, paper=AWD
     )
     reset_state: float = option(
         0.0,
         "probability, per stream and window, that the carried state is zeroed",
         least=0,
         below=1,
+        paper=LAMB,
     )
 
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    name: str = option("adam", "the rule", choices=("sgd", "adam", "adamw", "radam"))
+    name: str = option(
+        "adam",
+        "the rule",
+        choices=("sgd", "adam", "adamw", "radam"),
+        paper="adam 1412.6980; adamw 1711.05101; radam 1908.03265",
+    )
     lr: float = option(0.002, "learning rate, on the loss that trainer.loss_per says", above=0)
     beta1: float = option(0.9, "not sgd: decay of the gradient's mean", least=0, below=1)
     beta2: float = option(0.999, "not sgd: decay of the squared gradient's mean", least=0, below=1)
@@ -182,6 +252,7 @@ class OptimizerConfig:
         "of the weights; validation, results and checkpoints/best use the average, training goes "
         "on with the raw weights",
         choices=("none", "nt_asgd", "tail", "ema", "two_tailed"),
+        paper="nt_asgd 1708.02182; tail LAMB; two_tailed 2209.12581",
     )
     averaging_patience: int = option(
         5,
@@ -206,18 +277,21 @@ class TrainerConfig:
         False,
         "window lengths drawn from N(bptt, 5), one in twenty from N(bptt / 2, 5), the learning "
         "rate scaled by length / bptt (AWD-LSTM)",
+        paper=AWD,
     )
     streams: str = option(
         "columns",
         "columns of the text, state zeroed after each pass (AWD-LSTM), or read_heads that each "
         "walk the whole text without end (LAMB)",
         choices=("columns", "read_heads"),
+        paper="AWD, LAMB",
     )
     loss_per: str = option(
         "token",
         "unit of the loss that clip, l2, ar and tar are added to or measured in: mean nats per "
         "token, or (LAMB) nats summed over the window's steps, mean over streams",
         choices=("token", "window"),
+        paper=LAMB,
     )
     clip: float | None = option(
         0.25, "largest norm of the gradient of the loss, in its unit; null: none", above=0
@@ -251,6 +325,7 @@ class TrainerConfig:
         "where the loss is not finite or validation perplexity twice the best: go back to the "
         "best weights with the learning rate times this; null: an error and no look, respectively",
         above=0,
+        paper=REWIRED,
     )
     lr_patience: int = option(0, "validations without improvement that are waited for", least=0)
     early_stop: int | None = option(
@@ -270,21 +345,24 @@ class TrainerConfig:
 class StaticConfig:
     batch_size: int = option(1, "streams; 1 carries the state over the whole split", least=1)
     window: int = option(512, "time steps scored at once; changes speed, not the score", least=1)
-    temperature: list[float] = option([1.0], "factor on the logits (LAMB: 0.8 to 1.06)", above=0)
+    temperature: list[float] = option(
+        [1.0], "factor on the logits (LAMB: 0.8 to 1.06)", above=0, paper=LAMB
+    )
     tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
 
 
 @dataclass(kw_only=True)
 class DynamicConfig:
     window: int = option(20, "tokens between updates", least=1)
-    rule: str = option("rms", "update, of arXiv 1709.07432", choices=("rms", "sgd"))
+    rule: str = option("rms", "update", choices=("rms", "sgd"), paper=DYNAMIC)
     mean: str = option(
         "elements",
         "mean of the rms in the decay: over all elements (LAMB), or of the tensors' means (DYN)",
         choices=("elements", "tensors"),
+        paper="LAMB, arXiv 1709.07432",
     )
     lr: list[float] = option([1e-4, 2e-4, 4e-4, 8e-4], "learning rate", least=0)
-    decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0)
+    decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0, paper=DYNAMIC)
     epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0)
     statistics_tokens: int | None = option(200_000, "rms: training tokens; null: all", least=1)
     statistics_batch_size: int = option(20, "rms: streams over them", least=1)
@@ -298,17 +376,21 @@ class CacheConfig:
         "lambda, weight of the cache in the mixture",
         least=0,
         below=1,
+        paper=CACHE,
     )
-    theta: list[float] = option([0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0)
-    window: list[int] = option([500, 1000, 2000, 4000], "past positions", least=1)
+    theta: list[float] = option([0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0, paper=CACHE)
+    window: list[int] = option([500, 1000, 2000, 4000], "past positions", least=1, paper=CACHE)
     tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
 
 
 @dataclass(kw_only=True)
 class MCDropoutConfig:
-    passes: int = option(20, "predictions averaged", least=1)
+    passes: int = option(20, "predictions averaged", least=1, paper=MOGRIFIER)
     scale: list[float] = option(
-        [0.6, 0.7, 0.8, 0.9, 1.0], "factor on the training's dropout rates", least=0
+        [0.6, 0.7, 0.8, 0.9, 1.0],
+        "factor on the training's dropout rates",
+        least=0,
+        paper=MOGRIFIER,
     )
     window: int = option(35, "time steps that share a mask, as trainer.bptt", least=1)
     seed: int = option(0, "of the masks", least=0)

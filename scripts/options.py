@@ -17,7 +17,8 @@ HEAD = """# Options
 Every key that `train.py` takes, written by `python scripts/options.py` out of
 `mogrifier_lm/config.py`. Defaults are those of the schema; the files in `configs/` set others
 (`python train.py --cfg job` shows what a command would run with). A rate is a probability; a size
-is a number of features; a step is one window; nats are natural logarithms.
+is a number of features; a step is one window; nats are natural logarithms. LAMB is the Mogrifier's
+released code, github deepmind/lamb; AWD is github salesforce/awd-lstm-lm.
 """
 
 
@@ -54,7 +55,7 @@ def rows(schema: type, prefix: str) -> list[str]:
             lines += rows(nested[0], f"{prefix}{field.name}.")
             continue
         cells = [f"`{prefix}{field.name}`", type_name(hint), default(field)]
-        cells += [span(field.metadata), field.metadata["doc"]]
+        cells += [span(field.metadata), field.metadata["doc"], field.metadata.get("paper", "")]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 
@@ -68,7 +69,7 @@ def page() -> str:
         if hasattr(hint, "__dataclass_fields__")
     }
     tables["run"] = [line for line in rows(Config, "") if "." not in line.split("`")[1]]
-    header = "| key | type | default | values | |\n|---|---|---|---|---|\n"
+    header = "| key | type | default | values | | source |\n|---|---|---|---|---|---|\n"
     return HEAD + "".join(f"\n## {n}\n\n{header}" + "\n".join(t) + "\n" for n, t in tables.items())
 
 
