@@ -328,7 +328,9 @@ def _backward(
         return (d.t() @ source).float()
 
     def gate_gradients(d: Tensor, source: Tensor) -> Tensor:
-        """[4H, m], a product for each gate: no row of it is padding."""
+        """[4H, m]; a product for each gate where the whole one's rows would hold padding."""
+        if loop.Hp == H:
+            return gradient(d, source)
         result = torch.empty(4, H, source.shape[1])
         for gate, d_gate in zip(result, d.view(-1, 4, loop.Hp)[..., :H].unbind(1), strict=True):
             if loop.dtype == torch.float32:
