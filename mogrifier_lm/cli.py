@@ -118,6 +118,9 @@ def explain(error: BaseException) -> str:
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
     if unknown and unknown[2] in SCHEMAS:
         return str(unknown_key(path[1] if path else unknown[1], SCHEMAS[unknown[2]]))
+    scalar = re.search(r"Error merging override (\S+)=(\S+)", text)
+    if scalar and "is not a ListConfig" in text:
+        return f"{scalar[1]} takes a list: {scalar[1]}=[{scalar[2]}]"
     value = re.search(r"Value '.*", text)
     if value and path:
         return f"{path[1]}: {value[0]}"
@@ -126,6 +129,10 @@ def explain(error: BaseException) -> str:
         group, rest = wanted[1], text[wanted.end() :]
         options = re.findall(r"^\s*(\S+)$", rest.split("Config search path")[0], re.MULTILINE)
         return f"no {group}={wanted[2]}; {nearest(wanted[2], options)}"
+    missing = re.search(r"Could not load '(\w+)/([^']*)'", text)  # in a list of options
+    if missing:
+        options = sorted(path.stem for path in (CONFIG_DIR / missing[1]).glob("*.yaml"))
+        return f"no {missing[1]}={missing[2]}; {nearest(missing[2], options)}"
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 

@@ -364,7 +364,7 @@ class DynamicConfig:
     lr: list[float] = option([1e-4, 2e-4, 4e-4, 8e-4], "learning rate", least=0)
     decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0, paper=DYNAMIC)
     epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0)
-    statistics_tokens: int | None = option(200_000, "rms: training tokens; null: all", least=1)
+    statistics_tokens: int | None = option(100_000, "rms: training tokens; null: all", least=1)
     statistics_batch_size: int = option(20, "rms: streams over them", least=1)
     tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
 
@@ -379,7 +379,7 @@ class CacheConfig:
         paper=CACHE,
     )
     theta: list[float] = option([0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0, paper=CACHE)
-    window: list[int] = option([500, 1000, 2000, 4000], "past positions", least=1, paper=CACHE)
+    window: list[int] = option([200, 500, 1000, 2000, 4000], "past positions", least=1, paper=CACHE)
     tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
 
 
@@ -509,6 +509,8 @@ def _check_ranges(config: Any, path: str = "") -> None:
             continue
         if value is None or not meta:
             continue
+        if value == [] and where.startswith("evaluators."):
+            raise UserError(f"{where} is empty, it needs a value to take or several to try")
         for v in value if isinstance(value, list) else [value]:
             _check_range(v, where, meta)
 
