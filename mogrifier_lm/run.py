@@ -75,7 +75,7 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
             specs,
             tie_embeddings=config.tie_embeddings,
             skip_sum=config.skip_sum,
-            backend=config.backend,
+            backend="auto" if device == "meta" else config.backend,
             device=device,
         )
 
