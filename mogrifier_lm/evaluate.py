@@ -16,7 +16,7 @@ from mogrifier_lm.evaluators import Result
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.reports.table import score_table
-from mogrifier_lm.run import build_corpus, check_device, score_all
+from mogrifier_lm.run import check_device, saved_corpus, score_all
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +32,7 @@ def load_run(config: Config, run_dir: Path) -> tuple[LanguageModel, Corpus]:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     model = load_model(run_dir, check_device(config.trainer.device))
-    corpus = build_corpus(config.data, config.tokenizer)
-    known = json.loads((run_dir / "provenance.json").read_text())["data"]["sha256"]
-    changed = [name for name, split in corpus.splits.items() if split.sha256 != known[name]]
-    if changed:
-        raise UserError(
-            f"{run_dir}: the {changed[0]} text is not the one of the run: give its data.dir"
-        )
-    return model, corpus
+    return model, saved_corpus(run_dir, config)
 
 
 def evaluate_run(config: Config, run_dir: Path) -> None:

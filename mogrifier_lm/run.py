@@ -61,19 +61,22 @@ def build_corpus(config: DataConfig, tokenizer: TokenizerConfig) -> Corpus:
     return load_corpus(source, tokenizer.name, config.cache_dir, **settings)
 
 
-def saved_corpus(run_dir: Path) -> Corpus:
-    """The corpus that a run was trained on.
+def saved_corpus(run_dir: Path, config: Config | None = None) -> Corpus:
+    """The corpus that a run was trained on; `config` is the run's, default as it was saved.
 
     Raises:
         UserError: what is found now is another text, or is cut into other tokens.
     """
-    config = load_config(run_dir)
+    config = config or load_config(run_dir)
     corpus = build_corpus(config.data, config.tokenizer)
+    known = json.loads((run_dir / "provenance.json").read_text())["data"]["sha256"]
+    for name, split in corpus.splits.items():
+        if split.sha256 != known[name]:
+            raise UserError(
+                f"{run_dir}: the {name} text is not the one of the run: give its data.dir"
+            )
     if corpus.tokenizer.words != saved_tokenizer(run_dir).words:
-        raise UserError(
-            f"data={corpus.name} is not what {run_dir} was trained on: its training text, or the "
-            "version of sentencepiece, has changed"
-        )
+        raise UserError(f"{run_dir} was made with another version of sentencepiece: other tokens")
     return corpus
 
 
@@ -108,7 +111,7 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
             skip_sum=config.skip_sum,
             residual=config.residual,
             mixture=config.mixture,
-            backend=config.backend,
+            backend="auto" if device == "meta" else config.backend,
             device=device,
         )
 

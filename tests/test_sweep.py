@@ -16,7 +16,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from mogrifier_lm.checkpoint import BEST
-from mogrifier_lm.config import validate
+from mogrifier_lm.config import ModelConfig, validate
+from mogrifier_lm.kernels.recurrence import resolve
+from mogrifier_lm.run import build_model
 from tests.conftest import ROOT, compose_config
 from tests.test_run import command, train
 
@@ -136,6 +138,15 @@ def test_a_failed_run_leaves_nothing_in_memory(tmp_path: Path) -> None:
     assert done.returncode == 1
     (sweep_dir,) = tmp_path.glob("runs/*/*")
     assert [row["error"] for row in rows(sweep_dir)] == [f"failure {i}" for i in (1, 2, 3)]
+
+
+def test_a_budget_of_parameters_goes_with_a_backend_that_is_named() -> None:
+    try:
+        resolve("native", "cpu")
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    config = ModelConfig(num_params=20e3, rounds=2, backend="native")
+    assert 19e3 < build_model(config, vocab_size=100).num_params() <= 20e3
 
 
 def test_resume_belongs_to_one_run(tmp_path: Path) -> None:

@@ -49,8 +49,13 @@ def _average(task: Task, text: Text, settings: Settings, rates: Rates) -> Evalua
             hiddens.append(hidden.view(*shape, -1))
         log_p_TB = -torch.cat(nats, 1).double()
         arithmetic.append(math.log(passes) - log_p_TB.logsumexp(1))
-        # The logits are linear in h: softmax(W mean(h)) is the normalised geometric mean of the
-        # passes' softmax(W h), for the price of one more pass.
-        mean_TE = torch.cat(hiddens, 1).mean(1)
-        geometric.append(model.output_nats(mean_TE, targets_T1.flatten()))
+        hidden_TPE = torch.cat(hiddens, 1)
+        if model.mixture == 1:
+            # The logits are linear in h: softmax(W mean(h)) is the normalised geometric mean of the
+            # passes' softmax(W h), for the price of one more pass.
+            geometric.append(model.output_nats(hidden_TPE.mean(1), targets_T1.flatten()))
+        else:
+            log_p_TPV = model.log_probs(hidden_TPE.flatten(0, 1)).view(*hidden_TPE.shape[:2], -1)
+            mean_TV = log_p_TPV.mean(1).log_softmax(1)
+            geometric.append(-mean_TV.gather(1, targets_T1).squeeze(1))
     return Evaluation(torch.cat(arithmetic).cpu(), {"geometric": torch.cat(geometric).cpu()})

@@ -14,7 +14,8 @@ PAGE = Path(__file__).with_name("page.html")
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:,.2f}" if isinstance(value, float) else str(value)
+    formats = {float: "{:,.2f}", int: "{:,}"}
+    text = formats.get(type(value), "{}").format(value)
     kind = ' class="number"' if text.lstrip("-")[:1].isdigit() else ""
     return f"<td{kind}>{html.escape(text)}</td>"
 

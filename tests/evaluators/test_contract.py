@@ -50,9 +50,9 @@ class Leaky(LanguageModel):
         return super().encode(torch.cat([inputs_TB[1:], inputs_TB[-1:]]), states, masks)
 
 
-def make_model() -> LanguageModel:
+def make_model(mixture: int = 1) -> LanguageModel:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(hidden_size=8, rounds=2), V)
+    model = build_model(ModelConfig(hidden_size=8, rounds=2, mixture=mixture), V)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)  # predictions far from uniform

@@ -102,9 +102,10 @@ def test_dynamic_cache_needs_dynamic() -> None:
         EVALUATORS["dynamic_cache"](task, Text("test", make_split(2)), [SETTINGS["cache"]])
 
 
-def test_mc_dropout_is_the_mean_over_passes() -> None:
+@pytest.mark.parametrize("mixture", [1, 2])
+def test_mc_dropout_is_the_mean_over_passes(mixture: int) -> None:
     """Masks are drawn per window for all passes; each pass carries its own state."""
-    model, text, passes, window = make_model(), make_split(2), 3, 6
+    model, text, passes, window = make_model(mixture), make_split(2), 3, 6
     found = nats(model, "mc_dropout", text, passes=passes, window=window, scale=0.5)
     tokens = torch.from_numpy(text.ids.astype(np.int64))[:, None].expand(-1, passes)
     inputs = torch.cat([torch.zeros(1, passes, dtype=torch.int64), tokens[:-1]])
@@ -114,8 +115,7 @@ def test_mc_dropout_is_the_mean_over_passes() -> None:
             x = inputs[i : i + window]
             masks = draw_masks(RATES.scaled(0.5), model.mask_sizes, (len(x), passes), generator)
             hidden, states = model.encode(x, states, masks)
-            logits = hidden @ model.output_weight.T + model.output_bias
-            log_p.append(logits.log_softmax(1).view(len(x), passes, V))
+            log_p.append(model.log_probs(hidden).view(len(x), passes, V))
     log_p_TBV, targets_T1 = torch.cat(log_p).double(), tokens[:, :1]
     arithmetic = log_p_TBV.exp().mean(1).log().gather(1, targets_T1)
     geometric = log_p_TBV.mean(1).log_softmax(1).gather(1, targets_T1)
