@@ -14,7 +14,16 @@ from tests.conftest import ROOT
 @pytest.mark.slow
 def test_the_benchmark_times_every_backend_and_writes_json(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts/benchmark.py"), "--seconds", "0.1"]
-    options = ["--what", "evaluate", "--tokens", "20", "--json", str(tmp_path / "out.json")]
+    options = [
+        "--what",
+        "evaluate",
+        "--threads",
+        "1",
+        "--tokens",
+        "20",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
