@@ -51,7 +51,7 @@ class LanguageModel(nn.Module):
         ValueError: layers that do not fit on each other.
     """
 
-    mixture_weight: nn.Parameter | None  # [M * E, H], with
+    mixture_weight: nn.Parameter | None  # [M * E, H]; these three only with a mixture
     mixture_bias: nn.Parameter | None  # [M * E]
     prior_weight: nn.Parameter | None  # [M, H]
 
