@@ -214,7 +214,7 @@ class CacheConfig:
 class MCDropoutConfig:
     passes: int = option(20, "predictions averaged", least=1)
     scale: list[float] = option(
-        [0.6, 0.7, 0.8, 0.9, 1.0], "factor on the training's dropout rates", least=0
+        [0.2, 0.4, 0.6, 0.8, 1.0], "factor on the training's dropout rates", least=0
     )
     window: int = option(35, "time steps that share a mask, as trainer.bptt", least=1)
     seed: int = option(0, "of the masks", least=0)
