@@ -387,7 +387,7 @@ class CacheConfig:
 class MCDropoutConfig:
     passes: int = option(20, "predictions averaged", least=1, paper=MOGRIFIER)
     scale: list[float] = option(
-        [0.6, 0.7, 0.8, 0.9, 1.0],
+        [0.2, 0.4, 0.6, 0.8, 1.0],
         "factor on the training's dropout rates",
         least=0,
         paper=MOGRIFIER,

@@ -1,6 +1,7 @@
 """scripts/evaluate.py through the command line."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -70,6 +71,22 @@ def test_a_comparison_is_paired_and_has_an_interval(runs: Path) -> None:
     seeds = call("scripts/evaluate.py", ["compare=[[r0,r2],[r2,r0]]"], runs)
     assert "A − B = +0.0000 nats/word [+0.0000, +0.0000]" in seeds.stderr
     assert "(n = 2)" in seeds.stderr
+
+
+@pytest.mark.slow
+def test_no_evaluator_beats_the_source_of_the_synthetic_language(tmp_path: Path) -> None:
+    """Under the source, any predictor of the next word from the past gains more than ln(1 / a)
+    nats on it with probability at most a (Ville's inequality): 10 nats, once in 22,000 texts."""
+    done = call("train.py", [
+        "tracker=none", "evaluators=[static,dynamic,cache,dynamic_cache,mc_dropout]",
+        "trainer.max_steps=600", f"hydra.run.dir={tmp_path}/run",
+    ], tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for split in ("valid", "test"):
+        floor_ppl = summary[split].pop("floor_ppl")
+        for name, entry in summary[split].items():
+            assert entry["nats"] > math.log(floor_ppl) * entry["words"] - 10, (split, name)
 
 
 BAD = {
