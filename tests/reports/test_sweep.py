@@ -106,7 +106,8 @@ def test_files_of_the_report(sweep: Path) -> None:
 def test_a_sweep_without_a_completed_run_has_a_report(tmp_path: Path) -> None:
     make_run(tmp_path / "s/0", {"seed": "1"}, status="failed", error="no")
     write_report(read_runs([tmp_path / "s"]), tmp_path / "s/report")
-    assert "No run has completed" in (tmp_path / "s/report/sweep.md").read_text()
+    text = (tmp_path / "s/report/sweep.md").read_text()
+    assert "No run has completed" in text and "sweep.png" not in text
     assert not (tmp_path / "s/report/sweep.png").exists()
     assert "failed" in page(read_runs([tmp_path / "s"]), "title")
 
