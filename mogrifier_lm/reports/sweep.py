@@ -208,7 +208,8 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 def markdown(runs: Sequence[Run]) -> str:
     """sweep.md."""
-    text = f"# Sweep\n\n{headline(runs)}\n\n{_markdown(group_table(runs))}\n![](sweep.png)\n"
+    text = f"# Sweep\n\n{headline(runs)}\n\n{_markdown(group_table(runs))}"
+    text += "\n![](sweep.png)\n" if evaluators(runs) else ""
     failures = failure_table(runs)
     return text + (f"\n## Not completed\n\n{_markdown(failures)}" if failures else "")
 
