@@ -372,7 +372,7 @@ class DynamicConfig:
 @dataclass(kw_only=True)
 class CacheConfig:
     weight: list[float] = option(
-        [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3],
+        [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
         "lambda, weight of the cache in the mixture",
         least=0,
         below=1,
