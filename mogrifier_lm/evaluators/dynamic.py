@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
-from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.model import LanguageModel, States
 
 
 def dynamic(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
@@ -42,18 +42,15 @@ def _adapt(task: Task, text: Text, settings: Settings) -> Evaluation:
     states, nats, hiddens = model.zero_states(1), [], []
     with restored(params) as trained:
         for inputs_T1, targets_T1 in task.windows(text, settings["window"], "dynamic"):
-            with torch.no_grad():
-                hidden, new_states = model.encode(inputs_T1, states)
+            gradients, hidden, states = _gradients(model, params, inputs_T1, targets_T1, states)
             nats.append(model.output_nats(hidden, targets_T1.flatten()))
             if "dynamic" in task.keep:
                 hiddens.append(hidden)
-            gradients = _gradients(model, params, inputs_T1, targets_T1, states)
             with torch.no_grad():
                 for p, p0, gradient, step, pull in zip(
                     params, trained, gradients, steps, pulls, strict=True
                 ):
                     p.lerp_(p0, pull).addcmul_(gradient, step, value=-1)
-            states = new_states
     nats_N = torch.cat(nats).cpu()
     if hiddens:
         task.memo["dynamic", text.name] = torch.cat(hiddens), nats_N
@@ -77,13 +74,14 @@ def _gradients(
     params: Sequence[Tensor],
     inputs_TB: Tensor,
     targets_TB: Tensor,
-    states: list[tuple[Tensor, Tensor]],
-) -> tuple[Tensor, ...]:
-    """Of the mean nats per token, without dropout."""
+    states: States,
+) -> tuple[tuple[Tensor, ...], Tensor, States]:
+    """Of the mean nats per token, without dropout; the hidden vectors; the states after."""
     with torch.enable_grad():
-        nats, _ = model.loss(inputs_TB, targets_TB, states)
-        mean = nats / targets_TB.numel()
-    return torch.autograd.grad(mean, params, allow_unused=True, materialize_grads=True)
+        hidden, states = model.encode(inputs_TB, states)
+        mean = model.output_loss(hidden, targets_TB.flatten()) / targets_TB.numel()
+    gradients = torch.autograd.grad(mean, params, allow_unused=True, materialize_grads=True)
+    return gradients, hidden.detach(), [(h.detach(), c.detach()) for h, c in states]
 
 
 def _coefficients(task: Task, settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
@@ -115,11 +113,9 @@ def root_mean_squares(task: Task, settings: Settings) -> list[Tensor]:
         squares = [torch.zeros_like(p) for p in params]
         states, count = model.zero_states(batch_size), 0
         for inputs_TB, targets_TB in task.windows(text, window, "statistics", batch_size):
-            gradients = _gradients(model, params, inputs_TB, targets_TB, states)
-            with torch.no_grad():
-                for square, gradient in zip(squares, gradients, strict=True):
-                    square.addcmul_(gradient, gradient)
-                _, states = model.encode(inputs_TB, states)
+            gradients, _, states = _gradients(model, params, inputs_TB, targets_TB, states)
+            for square, gradient in zip(squares, gradients, strict=True):
+                square.addcmul_(gradient, gradient)
             count += 1
         task.memo[key] = [s.div_(count).sqrt_() for s in squares]
     rms: list[Tensor] = task.memo[key]
