@@ -145,14 +145,14 @@ def start_bias(model: LanguageModel, ids: np.ndarray) -> None:
     model.output_bias.copy_((counts / counts.sum()).log())
 
 
-def start_from(model: LanguageModel, run_dir: Path, tokenizer_file: Path) -> None:
+def start_from(model: LanguageModel, run_dir: Path, tokenizer: Tokenizer) -> None:
     """Load the best weights of another run, of the same shapes and vocabulary.
 
     Raises:
         UserError: they are not.
     """
     weights, _ = checkpoint.load(run_dir / checkpoint.BEST)
-    if (run_dir / tokenizer_file.name).read_bytes() != tokenizer_file.read_bytes():
+    if saved_tokenizer(run_dir).words != tokenizer.words:
         raise UserError(f"trainer.init_from={run_dir}: that run has another vocabulary")
     try:
         model.load_state_dict(weights)
@@ -278,7 +278,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     if config.model.unigram_bias:
         start_bias(model, corpus.splits["train"].ids)
     if config.trainer.init_from and not resuming:
-        start_from(model, Path(config.trainer.init_from), run_dir / "tokenizer.json")
+        start_from(model, Path(config.trainer.init_from), corpus.tokenizer)
     facts = provenance.collect(
         device=device,
         backend=model.backend,
