@@ -35,6 +35,7 @@ from mogrifier_lm.config import (
     save_config,
     unknown_key,
     validate,
+    without_effect,
     write_json,
 )
 from mogrifier_lm.errors import UserError
@@ -146,6 +147,16 @@ def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(1)
+    except AssertionError as error:  # OmegaConf's, for a key of a group that is null
+        if "Unexpected type for root" not in str(error):
+            raise
+        keys = [a.partition("=")[0] for a in sys.argv[1:] if "." in a.partition("=")[0]]
+        print(
+            f"error: one of {', '.join(keys)} is a key of a group that is not there: an evaluator "
+            "has to be named beside it, evaluators=[NAME]",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"interrupted{after_interrupt}", file=sys.stderr)
         sys.exit(130)
@@ -206,6 +217,8 @@ def _run(
             if summary.get("status") == "completed":
                 log.info("%s is completed: skipped", _shown(folder))
                 return objective(summary)
+        for key in without_effect(config, overrides):
+            log.warning("%s has no effect beside the other settings", key)
         # Written before torch is imported: from here on a run that is killed can be resumed.
         save_config(config, folder)
         (folder / "summary.json").unlink(missing_ok=True)  # of the part that failed

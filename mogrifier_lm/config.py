@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -392,7 +392,7 @@ class MCDropoutConfig:
         least=0,
         paper=MOGRIFIER,
     )
-    window: int = option(35, "time steps that share a mask, as trainer.bptt", least=1)
+    window: int | None = option(None, "time steps that share a mask; null: trainer.bptt", least=1)
     seed: int = option(0, "of the masks", least=0)
     tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
 
@@ -558,14 +558,57 @@ def validate(node: "DictConfig") -> Config:
         raise UserError(
             "no end of training: give trainer.max_epochs, trainer.max_steps or trainer.max_minutes"
         )
+    if model.top_hidden_size is not None and model.num_layers == 1:
+        raise UserError("model.top_hidden_size needs two layers or more: give model.hidden_size")
+    if config.data.name == "synthetic" and config.data.dir is not None:
+        raise UserError(
+            "data.dir with data=synthetic: give data=text, ptb or wikitext2 beside data.dir"
+        )
+    evaluators, regularization = config.evaluators, vars(config.regularization)
+    if evaluators.dynamic_cache and not evaluators.dynamic:
+        raise UserError("evaluators=[dynamic_cache] needs dynamic beside it, and has its settings")
+    rate = max(value for key, value in regularization.items() if key.endswith("_dropout"))
+    if evaluators.mc_dropout and rate * max(evaluators.mc_dropout.scale) >= 1:
+        raise UserError(
+            f"evaluators.mc_dropout.scale is up to {max(evaluators.mc_dropout.scale):g}, which "
+            f"takes the dropout rate {rate:g} to 1 or above"
+        )
     if trainer.lr_decay == "linear" and trainer.max_epochs is None and trainer.max_steps is None:
         raise UserError("trainer.lr_decay=linear needs trainer.max_epochs or trainer.max_steps")
     return config
 
 
+# Keys that do something only where the condition holds.
+EFFECTS: dict[str, Callable[[Config], bool]] = {
+    "model.cap_input_gate": lambda c: c.model.cell != "rlstm",  # always capped
+    **{
+        f"model.{key}": lambda c: c.model.rounds > 0
+        for key in ("rank", "share_rounds", "zigzag", "round_bias")
+    },
+    "model.embedding_ratio": lambda c: c.model.embedding_size is None,
+    "regularization.inter_layer_dropout": lambda c: c.model.num_layers > 1,
+    "optimizer.averaging_patience": lambda c: c.optimizer.averaging not in ("none", "ema"),
+    "optimizer.averaging_start": lambda c: c.optimizer.averaging == "tail",
+    "optimizer.averaging_decay": lambda c: c.optimizer.averaging == "ema",
+    **{
+        f"optimizer.{key}": lambda c: c.optimizer.name != "sgd" for key in ("beta1", "beta2", "eps")
+    },
+    "trainer.lr_patience": lambda c: c.trainer.lr_drop != 1,
+    "data.seed": lambda c: c.data.name == "synthetic",
+}
+
+
+def without_effect(config: Config, overrides: Sequence[str]) -> list[str]:
+    """The keys among overrides that do nothing beside the other settings."""
+    keys = [override.partition("=")[0] for override in overrides]
+    return [key for key in keys if key in EFFECTS and not EFFECTS[key](config)]
+
+
 # What may change when a run goes on: limits, what is scored, where it is shown; not what it is.
 RESUMABLE = (
     "resume=",
+    "data.dir=",
+    "data.cache_dir=",
     "debug=",
     "evaluators",
     "tracker",
@@ -635,11 +678,16 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _saved(run_dir: Path) -> "DictConfig":
+    import yaml
     from omegaconf import DictConfig, OmegaConf
 
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"no config.yaml in {run_dir}, so it is not a run's folder")
-    saved = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    try:
+        values = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    saved = OmegaConf.merge(OmegaConf.structured(Config), values)
     assert isinstance(saved, DictConfig)
     return saved

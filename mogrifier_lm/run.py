@@ -211,6 +211,8 @@ def score_all(
     check_causality(model, corpus.splits["valid"], eos_id)
     for name, evaluator in EVALUATORS.items():
         settings = getattr(config.evaluators, name)
+        if name == "mc_dropout" and settings and settings.window is None:
+            settings = dataclasses.replace(settings, window=config.trainer.bptt)
         if settings is None:
             continue
         results[name], trials = evaluate(name, evaluator, settings, task, splits)
@@ -246,7 +248,9 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     device = check_device(config.trainer.device)
     torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
     resuming = (run_dir / checkpoint.LAST).is_file()
-    corpus = saved_corpus(run_dir) if resuming else build_corpus(config.data, config.tokenizer)
+    corpus = (
+        saved_corpus(run_dir, config) if resuming else build_corpus(config.data, config.tokenizer)
+    )
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.tokenizer), device)
     hidden_size = model.mask_sizes.hidden[0]
@@ -288,6 +292,8 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
             "tokens": {name: len(split.ids) for name, split in corpus.splits.items()},
         },
     )
+    if resuming:
+        facts["before"] = json.loads((run_dir / "provenance.json").read_text())
     write_json(run_dir / "provenance.json", facts)
     values = dataclasses.asdict(config)
     values["model"]["hidden_size"] = hidden_size

@@ -113,7 +113,7 @@ class Trainer:
     # -- saving and resuming -------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write checkpoints/last: weights, optimizer, carried state, generator, progress."""
+        """Write checkpoints/last: weights, optimizer, averages, state, generators, progress."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         optimizer = self.optimizer.state_dict()
         for index, slots in optimizer["state"].items():
@@ -153,7 +153,7 @@ class Trainer:
             # Asked anew, since a resumed run may have been given further limits.
             self.progress = Progress(**{**values["progress"], "finished": None})
             self.progress.finished = self._finished()
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.run_dir / checkpoint.LAST} does not fit this run: {error}"
             ) from error
@@ -197,12 +197,13 @@ class Trainer:
         )
         with bar, logging_redirect_tqdm():
             while not p.finished:
+                passes = p.epoch
                 self._step()
                 now = time.monotonic()
                 p.seconds = before + now - began
                 p.finished = self._finished()
                 bar.update()
-                validate = self._validation_due()
+                validate = self._validation_due(p.epoch > passes)
                 if p.step % config.log_every == 0 or validate:
                     rate = (p.tokens - mark_tokens) / (now - mark)
                     ppl = self._log_training(rate, track)
@@ -215,6 +216,7 @@ class Trainer:
                     p.seconds, p.pause_seconds = p.seconds + pause, p.pause_seconds + pause
                     self.save()
                     last_save = time.monotonic()
+                    p.pause_seconds += last_save - now - pause
                     mark += last_save - now  # the rate is that of training alone
         log.info("training ended: %s", p.finished)
         best, _ = checkpoint.load(self.run_dir / checkpoint.BEST)
@@ -254,9 +256,8 @@ class Trainer:
         num_tokens = int((targets_TB != IGNORE).sum())
         inputs_TB = inputs_TB.repeat_interleave(self.regularization.samples, dim=1)
         num_steps, batch_size = inputs_TB.shape
-        self.lr = self.peak_lr * length / config.bptt
-        if config.lr_decay == "linear":
-            self.lr *= 1 - self.share_done
+        lr = self.peak_lr * length / config.bptt
+        self.lr = lr * (1 - self.share_done) if config.lr_decay == "linear" else lr
         masks = draw_masks(
             self.rates, self.model.mask_sizes, (num_steps, batch_size), self.generator
         )
@@ -333,9 +334,10 @@ class Trainer:
             return f"no improvement in {p.since_best} validations"
         return None
 
-    def _validation_due(self) -> bool:
+    def _validation_due(self, passed: bool) -> bool:
+        """Whether to validate after this step; `passed`: it has ended a pass."""
         every = self.config.valid_every
-        at_rhythm = self.progress.step % every == 0 if every else self.progress.position == 0
+        at_rhythm = self.progress.step % every == 0 if every else passed
         return at_rhythm or self.progress.finished is not None
 
     def _write(self, metrics: dict[str, float], track: Track) -> None:

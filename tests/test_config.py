@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mogrifier_lm.config import Config, ModelConfig, validate
+from mogrifier_lm.config import Config, ModelConfig, validate, without_effect
 from mogrifier_lm.errors import UserError
 from tests.conftest import ROOT, compose_config
 
@@ -21,8 +21,9 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
     group, option = path.relative_to(ROOT / "configs").parent, path.stem
     if group.parts[0] == "experiment":
         group, option = Path("experiment"), str(Path(*group.parts[1:], option))
-    value = f"[{option}]" if str(group) == "evaluators" else option
-    validate(compose_config([f"{group}={value}"]))
+    if str(group) == "evaluators":
+        option = "[dynamic,dynamic_cache]" if option == "dynamic_cache" else f"[{option}]"
+    validate(compose_config([f"{group}={option}"]))
 
 
 def documented_commands() -> list[str]:
@@ -130,6 +131,14 @@ def test_only_tracking_imports_wandb() -> None:
 def test_ranges_name_the_key() -> None:
     with pytest.raises(UserError, match="trainer.clip is -1.0, it must be above 0"):
         validate(compose_config(["trainer.clip=-1"]))
+
+
+def test_a_key_without_effect_is_named() -> None:
+    overrides = ["model.rounds=0", "model.rank=3", "optimizer.averaging_decay=0.9", "seed=2"]
+    config = validate(compose_config(overrides))
+    assert without_effect(config, overrides) == ["model.rank", "optimizer.averaging_decay"]
+    config = validate(compose_config([*overrides, "optimizer.averaging=ema", "model.rounds=1"]))
+    assert without_effect(config, overrides) == []
 
 
 def test_the_option_reference_is_what_the_schemas_say() -> None:

@@ -165,6 +165,9 @@ BAD = {
     "model.rounds=x": "model.rounds: Value 'x' of type 'str' could not be converted to Integer",
     "optimizer.lr=nan": "optimizer.lr is nan",
     "trainer.precision=fp16": "trainer.precision is 'fp16', it must be one of fp32, bf16",
+    "evaluators=[dynamic_cache]": "evaluators=[dynamic_cache] needs dynamic beside it",
+    "evaluators.cache.theta=[0.5]": "an evaluator has to be named beside it",
+    "model.top_hidden_size=5": "model.top_hidden_size needs two layers or more",
     "resume=nowhere": "resume=nowhere: no config.yaml there",
     "hydra.run.dir=/proc/nothing": "/proc/nothing",
 }

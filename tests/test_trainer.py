@@ -74,8 +74,6 @@ def test_a_step_is_the_clipped_gradient_of_the_whole_loss(tmp_path: Path, loss_p
     inputs, targets = trainer.train.window(0, T)
     output, _ = model.outputs(inputs, model.zero_states(B), masks)
     dropped = output * masks.output
-    log_p = model.log_probs(model.features(dropped)).detach()  # shape check of the plain way
-    assert log_p.shape == (T * B, V)
     logits = model.features(dropped) @ model.output_weight.T + model.output_bias
     nats = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
     loss = nats / (T * B if loss_per == "token" else B)
@@ -147,6 +145,14 @@ def test_read_heads_carry_state_and_order_over_passes(tmp_path: Path) -> None:
         assert all(h.any() for state in trainer.states for h in state)
     assert seen == [0, 25, 50, 75, 100, 125]
     assert trainer.progress.epoch == 150 // 60 and trainer.progress.position == 150 % 60
+
+
+@pytest.mark.parametrize("streams", ["columns", "read_heads"])
+def test_null_valid_every_validates_once_a_pass(tmp_path: Path, streams: str) -> None:
+    trainer = trainer_of(tmp_path, streams=streams, bptt=25, max_steps=None, max_epochs=4)
+    trainer.fit()
+    passes = [line["epoch"] for line in lines(tmp_path) if "valid/ppl" in line]
+    assert [int(epoch) for epoch in passes] == [1, 2, 3, 4]
 
 
 def test_after_divergence_training_goes_back_to_the_best_weights(tmp_path: Path) -> None:

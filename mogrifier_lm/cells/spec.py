@@ -1,7 +1,6 @@
 """What one recurrent layer is made of: names, shapes and initial values of its parameters.
 
-One description serves the layers of the language model, `MogrifierLSTM` and the solver for a
-parameter budget, which needs the shapes alone.
+One description serves the layers of the language model and `MogrifierLSTM`.
 """
 
 import math

@@ -497,3 +497,9 @@ def test_a_checkpoint_of_one_backend_loads_in_another(option, backend):
             expected, _ = source(case.x, (case.h, case.c), case.mask)
             output, _ = target(case.x, (case.h, case.c), case.mask)
         assert error(output, expected.double()) <= EXACT[torch.float32]
+
+
+def test_a_cell_that_only_the_reference_knows_runs_there() -> None:
+    assert resolve("auto", "cpu", cell="mine") == "reference"
+    with pytest.raises(ValueError, match="the fused backend has no mine cell"):
+        resolve("fused", "cpu", cell="mine")

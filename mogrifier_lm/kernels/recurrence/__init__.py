@@ -36,6 +36,10 @@ def resolve(
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend is {backend!r}, it must be one of auto, {', '.join(BACKENDS)}")
+    if cell not in fused.CELLS:  # a new one has its definition first
+        if backend in ("auto", "reference"):
+            return "reference"
+        raise ValueError(f"the {backend} backend has no {cell} cell")
     if backend not in ("auto", "native"):
         return backend
     reason = native.unsupported(cell, device, dtype)

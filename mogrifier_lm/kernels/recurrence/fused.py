@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from mogrifier_lm.kernels.recurrence.reference import Round, Weights
 
+CELLS = ("lstm", "mlstm", "rlstm")
+
 
 class Options(NamedTuple):
     """What a call fixes besides tensors; `product` is the dtype of the operands of products."""
