@@ -1,7 +1,8 @@
 """The report of a sweep: sweep.csv, sweep.md and sweep.png, from the files that its runs left.
 
-What is read: overrides.json (what tells a run from the others), summary.json (how it ended) and
-provenance.json (its data). A run without summary.json is unfinished: it is running, or was cut.
+What is read: overrides.json (what tells a run from the others; where there is none, its folder's
+name does), summary.json (how it ended) and provenance.json (its data). A run without summary.json is
+unfinished: it is running, or was cut.
 """
 
 import csv
@@ -72,10 +73,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if not found:
             raise UserError(f"{folder} is the folder neither of a run nor of a sweep")
         for path in found:
-            summary = path / "summary.json"
+            summary, own = path / "summary.json", path / "overrides.json"
             runs[path.resolve()] = Run(
                 dir=path,
-                overrides=_json(path / "overrides.json"),
+                overrides=_json(own) if own.is_file() else {"run": path.name},
                 summary=_json(summary),
                 data=_json(path / "provenance.json").get("data", {}).get("name"),
                 ended=summary.stat().st_mtime if summary.is_file() else 0.0,
