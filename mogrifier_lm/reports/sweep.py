@@ -1,8 +1,8 @@
 """The report of a sweep: sweep.csv, sweep.md and sweep.png, from the files that its runs left.
 
 What is read: overrides.json (what tells a run from the others; where there is none, its folder's
-name does), summary.json (how it ended) and provenance.json (its data). A run without summary.json is
-unfinished: it is running, or was cut.
+name does), summary.json (how it ended) and provenance.json (its data). A run without summary.json
+is unfinished: it is running, or was cut.
 """
 
 import csv
