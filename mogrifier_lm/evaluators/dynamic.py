@@ -45,7 +45,7 @@ def _adapt(task: Task, text: Text, settings: Settings) -> Evaluation:
             gradients, hidden, states = _gradients(model, params, inputs_T1, targets_T1, states)
             nats.append(model.output_nats(hidden, targets_T1.flatten()))
             if "dynamic" in task.keep:
-                hiddens.append(hidden.clone())  # not a view of all that the kernel saved
+                hiddens.append(hidden)
             with torch.no_grad():
                 for p, p0, gradient, step, pull in zip(
                     params, trained, gradients, steps, pulls, strict=True

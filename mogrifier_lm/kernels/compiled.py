@@ -44,18 +44,7 @@ def load(source: Path) -> ctypes.CDLL:
             _execute([compiler, *FLAGS, f"-I{HEADERS}", "-c", str(source), "-o", compiled])
             _execute([compiler, "-shared", compiled, *runtime, "-o", linked])
             os.replace(linked, path)  # atomic: another process may be doing the same
-    _keep_freed_memory()
     return ctypes.CDLL(str(path))
-
-
-def _keep_freed_memory() -> None:
-    """Let malloc hold on to what a step frees, for the next one.
-
-    Given back to the system, it is zeroed page by page at the next use: up to a tenth of a step.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def _cpu_flags() -> list[str]:
