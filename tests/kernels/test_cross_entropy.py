@@ -214,7 +214,7 @@ def test_a_target_outside_the_vocabulary_is_an_error():
 
 
 WIKITEXT2_STEP = """
-import resource, sys, torch
+import sys, torch
 from torch.nn.functional import cross_entropy, linear
 from mogrifier_lm.kernels import cross_entropy as kernel
 from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy
@@ -224,13 +224,15 @@ if sys.argv[1] == "portable":
 hidden, weight = torch.randn(N, E), torch.randn(V, E) / E**0.5  # larger: slow subnormal gradients
 hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
 targets = torch.randint(V, (N,))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not getrusage's: that of a new process begins at its parent's
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+before = peak()
 if sys.argv[1] == "plain":
     loss = cross_entropy(linear(hidden, weight), targets, reduction="sum")
 else:
     loss = linear_cross_entropy(hidden, weight, None, targets)
 loss.backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
@@ -240,4 +242,4 @@ def test_peak_memory_of_a_wikitext2_step_is_a_third_of_the_plain_ways(softmax):
         way: int(subprocess.check_output([sys.executable, "-c", WIKITEXT2_STEP, way]))
         for way in ("plain", softmax)
     }
-    assert 3 * peak[softmax] <= peak["plain"], peak
+    assert 0 < 3 * peak[softmax] <= peak["plain"], peak
