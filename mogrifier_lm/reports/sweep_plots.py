@@ -12,7 +12,7 @@ from mogrifier_lm.reports.sweep import Run, evaluators, groups, mean_sd, number,
 ROUNDS = "model.rounds"
 PAPER = (57.5, 56.4, 55.5, 54.8, 54.1, 54.3, 54.6)
 """Validation perplexity on PTB at 0 to 6 rounds, each tuned; Melis et al., arXiv 1909.01792."""
-PAPER_PARAMS = 24e6
+PAPER_PARAMS, PAPER_EPOCHS = 24e6, 145
 
 
 def not_comparable(runs: Sequence[Run]) -> str:
@@ -23,6 +23,9 @@ def not_comparable(runs: Sequence[Run]) -> str:
     params = [run.summary["params"] for run in runs]
     if any(abs(n / PAPER_PARAMS - 1) > 0.02 for n in params):
         reasons.append(f"{span([float(f'{n / 1e6:.2g}') for n in params])} M parameters")
+    epochs = [run.summary.get("epochs", 0) for run in runs]
+    if min(epochs) < PAPER_EPOCHS / 2:
+        reasons.append(f"{span([round(n) for n in epochs])} epochs in the place of {PAPER_EPOCHS}")
     return "; ".join(reasons)
 
 

@@ -49,6 +49,7 @@ def make_run(
             "hidden_size": 64,
             "rounds": int(overrides.get("model.rounds", 0)),
             "tokens_per_second": 1000.0,
+            "epochs": 145.0,
             "valid": {"static": {"ppl": valid}, "floor_ppl": 7.5},
             "test": {"static": {"ppl": valid - 1}},
         } | summary
@@ -135,19 +136,20 @@ def test_sweeps_merge(sweep: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "params", "reason"),
+    ("data", "params", "epochs", "reason"),
     [
-        ("ptb", 23_900_000, ""),
-        ("ptb", 2_970_000, "3.0 M parameters"),
-        ("wikitext2", 24_000_000, "data wikitext2"),
+        ("ptb", 23_900_000, 145, ""),
+        ("ptb", 2_970_000, 145, "3.0 M parameters"),
+        ("wikitext2", 24_000_000, 145, "data wikitext2"),
+        ("ptb", 24_000_000, 3, "3 epochs in the place of 145"),
     ],
 )
 def test_the_papers_curve_says_where_it_is_not_comparable(
-    tmp_path: Path, data: str, params: int, reason: str
+    tmp_path: Path, data: str, params: int, epochs: int, reason: str
 ) -> None:
     for rounds in (0, 1):
         overrides = {"model.rounds": str(rounds)}
-        make_run(tmp_path / f"{rounds}", overrides, 60.0, data=data, params=params)
+        make_run(tmp_path / f"{rounds}", overrides, 60.0, data=data, params=params, epochs=epochs)
     runs = read_runs([tmp_path])
     assert not_comparable(runs) == reason
     text = page(runs, "title")
