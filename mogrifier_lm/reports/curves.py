@@ -3,6 +3,19 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
+
+
+def pyplot() -> Any:
+    """matplotlib for files alone; imported late, for it takes a second."""
+    import matplotlib
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small, and can be searched
+    from matplotlib import pyplot as plt
+
+    return plt
 
 
 def plot_curves(run_dir: Path) -> Path:
@@ -11,12 +24,7 @@ def plot_curves(run_dir: Path) -> Path:
     Returns:
         run_dir/curves.png.
     """
-    import matplotlib
-
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
     def series(key: str) -> tuple[list[float], list[float]]:
@@ -40,10 +48,10 @@ def plot_curves(run_dir: Path) -> Path:
             color="C0",
         )
     top.set_yscale("log")
-    ticks = matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0))
+    ticks = plt.LogLocator(subs=(1.0, 2.0, 5.0))
     top.yaxis.set_major_locator(ticks)
-    top.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-    top.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    top.yaxis.set_major_formatter(plt.ScalarFormatter())
+    top.yaxis.set_minor_formatter(plt.NullFormatter())
     top.set_ylabel("perplexity")
     top.grid(alpha=0.3)
     top.legend(frameon=False)

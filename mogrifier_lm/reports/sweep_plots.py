@@ -1,12 +1,12 @@
 """The plots of a sweep, readable without colour: lines differ in marker and lightness."""
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from mogrifier_lm.reports.curves import pyplot
 from mogrifier_lm.reports.sweep import Run, evaluators, groups, mean_sd, number, span, swept
 
 ROUNDS = "model.rounds"
@@ -55,7 +55,7 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     ran = [run for group in found.values() for run in group]
     reason = not_comparable(ran) if x_key == ROUNDS else ""
 
-    plt, heights = _pyplot(), [3, 1, 1] if reason else [3, 1]
+    plt, heights = pyplot(), [3, 1, 1] if reason else [3, 1]
     figure, panels = plt.subplots(
         len(heights), 1, figsize=(7, 2.2 + len(heights) * 1.5), sharex=True,
         height_ratios=heights, layout="constrained",
@@ -110,7 +110,7 @@ def plot_curves_of(runs: Sequence[Run], file: Path | IO[str]) -> bool:
             curves.setdefault(label, []).append(points)
     if not curves:
         return False
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for i, (label, seeds) in enumerate(curves.items()):
         for n, points in enumerate(seeds):
@@ -132,20 +132,9 @@ def plot_curves_of(runs: Sequence[Run], file: Path | IO[str]) -> bool:
 def _look(i: int, n: int) -> dict[str, Any]:
     """Of line i of n."""
     shade = 0.85 * i / max(1, n - 1)
-    return {"color": _pyplot().get_cmap("viridis")(shade), "marker": "osD^vPX*"[i % 8]}
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small, and can be searched
-    from matplotlib import pyplot as plt
-
-    return plt
+    return {"color": pyplot().get_cmap("viridis")(shade), "marker": "osD^vPX*"[i % 8]}
 
 
 def _save(figure: Any, file: Path | IO[str]) -> None:
     figure.savefig(file, dpi=150, format="png" if isinstance(file, Path) else "svg")
-    _pyplot().close(figure)
+    pyplot().close(figure)

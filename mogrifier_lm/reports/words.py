@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mogrifier_lm.data import EOS, Tokenizer
+from mogrifier_lm.reports.curves import pyplot
 
 COUNT_BANDS = (0, 1, 10, 100, 1000, 10_000)  # least training count of each band
 PLACE_BANDS = (1, 2, 3, 4, 5, 6, 11, 21, 41)
@@ -160,14 +161,7 @@ def _markdown(heads: Sequence[str], body: Sequence[Sequence[str]], left: bool = 
 
 def plot_words(text: WordNats, title: str, path: Path) -> None:
     """Draw mean nats by training count and by place, with each band's share of all nats."""
-    import logging
-
-    import matplotlib
-
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     total, mean = float(text.nats.sum()), float(text.nats.mean())
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     figure.suptitle(f"{title}: {mean:.3f} nats a word; in each bar its share of all nats")
