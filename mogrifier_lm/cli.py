@@ -26,6 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mogrifier_lm import parallel
 from mogrifier_lm.config import (
     SCHEMAS,
     Config,
@@ -36,9 +37,9 @@ from mogrifier_lm.config import (
     unknown_key,
     validate,
     without_effect,
-    write_json,
 )
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import locked, write_json
 from mogrifier_lm.reports.table import objective
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,12 @@ CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent
 
 @functools.cache
 def run_dir(resume: str | None) -> str:
-    """The folder of a run: that of the run to resume, else a new one named by date and time.
+    """The folder of a run: that of the run to resume, else a new one named by date and time."""
+    return parallel.first(lambda: _claim(resume))
+
+
+def _claim(resume: str | None) -> str:
+    """The folder of `run_dir`.
 
     A folder is claimed by making it, so that two runs that start in one second do not share it.
     """
@@ -100,8 +106,12 @@ def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
 def register() -> None:
     """Tell Hydra the schema, and how the folder of a run is named."""
     ConfigStore.instance().store("schema", node=Config)
-    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    # Cached, the folder of a sweep is that of the first process in those of a launcher, too.
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("job_dir", job_dir, replace=True)
+
+
+register()  # on import, as a launcher's processes have nothing of ours but `_train`
 
 
 def explain(error: BaseException) -> str:
@@ -125,11 +135,16 @@ def explain(error: BaseException) -> str:
     value = re.search(r"Value '.*", text)
     if value and path:
         return f"{path[1]}: {value[0]}"
-    wanted = re.search(r"Could not find '(\w+)/([^']*)'\s+Available options in '\w+':\s+", text)
+    wanted = re.search(
+        r"Could not find '([\w/]+)/([^'/]*)'\s+Available options in '[\w/]+':\s+", text
+    )
     if wanted:
         group, rest = wanted[1], text[wanted.end() :]
         options = re.findall(r"^\s*(\S+)$", rest.split("Config search path")[0], re.MULTILINE)
         return f"no {group}={wanted[2]}; {nearest(wanted[2], options)}"
+    plugin = re.search(r"Could not load 'hydra/launcher/(\w+)'", text)
+    if plugin:
+        return f'the launcher {plugin[1]} is not installed: pip install "mogrifier_lm[launchers]"'
     missing = re.search(r"Could not load '(\w+)/([^']*)'", text)  # in a list of options
     if missing:
         options = sorted(path.stem for path in (CONFIG_DIR / missing[1]).glob("*.yaml"))
@@ -164,7 +179,9 @@ def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
 
 def train() -> None:
     """The command `python train.py`."""
-    register()
+    if parallel.RANK:  # the first process speaks for all
+        logging.disable(logging.CRITICAL)
+        os.environ["TQDM_DISABLE"] = "1"
     guarded(
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(_train),
         "; resume=RUN_DIR goes on from the last checkpoint, hydra.sweep.dir=DIR with a sweep",
@@ -177,15 +194,39 @@ def _train(node: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
-        return _run(node, folder, overrides)
+        if parallel.RANK:
+            return _follow(node, folder, overrides)
+        with locked(folder):
+            return _run(node, folder, overrides)
+    if parallel.SIZE > 1:
+        raise UserError("torchrun is for one run; a sweep is started without it")
+    if "basic" not in hydra_config.launcher._target_:
+        _among_others(hydra_config.job.num)
     try:
-        return _run(node, folder, overrides, sweep=folder.parent.name)
+        with locked(folder):
+            return _run(node, folder, overrides, sweep=folder.parent.name)
     except Exception as error:
         reason = explain(error) or type(error).__name__
     finally:
         _report(folder.parent)
     # A new error: Hydra keeps it to the end of the sweep, and the old one's frames hold the model.
     raise UserError(f"{_shown(folder)}: {reason}")
+
+
+def _among_others(num: int) -> None:
+    """Lines of runs that share a terminal begin with the run's number; there are no bars."""
+    os.environ["TQDM_DISABLE"] = "1"
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter(f"[{num}] %(message)s"))
+
+
+def _follow(node: DictConfig, folder: Path, overrides: Sequence[str]) -> float:
+    """The part in a run of a process that torchrun started beside the first."""
+    config = resume_config(node, folder, overrides) if node.resume else validate(node)
+    from mogrifier_lm.run import run
+
+    return run(config, folder, overrides, None)
 
 
 def _run(
@@ -227,7 +268,8 @@ def _run(
 
         return run(config, folder, overrides, sweep)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
+        # SystemExit: SLURM's time limit, or a signal; what raised it has said why.
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         status = "interrupted" if interrupted else "failed"
         reason = explain(error) or type(error).__name__
         if begun or not holds_run:  # a command that is refused leaves the run that is there alone
@@ -253,7 +295,6 @@ SCORABLE = (
 def evaluate() -> None:
     """The command `python scripts/evaluate.py`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    register()
     guarded(_evaluate)
 
 
@@ -335,8 +376,9 @@ def _report(sweep_dir: Path) -> None:
     try:
         from mogrifier_lm.reports.sweep import progress, read_runs, write_report
 
-        runs = read_runs([sweep_dir])
-        write_report(runs, sweep_dir / "report")
+        with locked(sweep_dir / "report", wait=True):
+            runs = read_runs([sweep_dir])
+            write_report(runs, sweep_dir / "report")
         began = (sweep_dir / "multirun.yaml").stat().st_mtime
         path = _shown(sweep_dir) / "report" / "sweep.md"
         log.info("%s: %s", path, progress(runs, grid(sweep_dir), began))

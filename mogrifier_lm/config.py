@@ -7,7 +7,6 @@ rest. Nothing below `run` sees Hydra or OmegaConf.
 
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -668,13 +667,6 @@ def save_config(config: Config, run_dir: Path) -> None:
     tmp = run_dir / "config.tmp"
     OmegaConf.save(OmegaConf.create(values), tmp)
     tmp.replace(run_dir / "config.yaml")
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a file of a run, whole or not at all."""
-    tmp = path.with_suffix(".tmp")
-    tmp.write_text(json.dumps(values, indent=2) + "\n")
-    tmp.replace(path)
 
 
 def _saved(run_dir: Path) -> "DictConfig":

@@ -79,6 +79,20 @@ class Masks:
         """The masks as one tuple, for functions of tensors alone."""
         return self.embedding, self.input, *self.inter_layer, *self.state, self.output, *self.weight
 
+    def columns(self, columns: slice) -> "Masks":
+        """Those of some of the streams."""
+
+        def cut(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask[:, columns]
+
+        return replace(
+            self,
+            input=cut(self.input),
+            inter_layer=[cut(mask) for mask in self.inter_layer],
+            state=[cut(mask) for mask in self.state],
+            output=cut(self.output),
+        )
+
     @classmethod
     def unflatten(cls, masks: Sequence[Tensor | None]) -> "Masks":
         """The masks of `flatten`: with L layers there are 2 + (L - 1) + L + 1 + L."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from mogrifier_lm.config import (
     ModelConfig,
     TokenizerConfig,
     load_config,
-    write_json,
 )
 from mogrifier_lm.data import Corpus, ReadHeads, Source, Streams, Tokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
@@ -31,8 +31,10 @@ from mogrifier_lm.evaluators import (
     evaluate,
     static_score,
 )
+from mogrifier_lm.files import write_json
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.optim import build_averaging, build_optimizer
+from mogrifier_lm.parallel import Processes
 from mogrifier_lm.regularization import build_rates
 from mogrifier_lm.reports.curves import plot_curves
 from mogrifier_lm.reports.table import final_table, objective
@@ -42,7 +44,8 @@ from mogrifier_lm.trainer import Trainer, total_steps
 log = logging.getLogger(__name__)
 
 ORDERS = {"columns": Streams, "read_heads": ReadHeads}
-DEFAULT_THREADS = torch.get_num_threads()  # before a run of a sweep has set another number
+# Before a run of a sweep has set another number; what SLURM has lent counts, not the node's cores.
+DEFAULT_THREADS = int(os.environ.get("SLURM_CPUS_PER_TASK") or torch.get_num_threads())
 
 
 def saved_tokenizer(run_dir: Path) -> Tokenizer:
@@ -230,7 +233,7 @@ def score_all(
 
 
 def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | None) -> float:
-    """Train, score, and leave the files of a run.
+    """Train, score, and leave the files of a run; started by torchrun, one of its processes.
 
     Args:
         config: validated.
@@ -245,11 +248,21 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     Raises:
         UserError: something that the user can mend.
     """
-    device = check_device(config.trainer.device)
+    processes = Processes()
+    if config.trainer.batch_size % processes.size:
+        raise UserError(
+            f"trainer.batch_size is {config.trainer.batch_size}: {processes.size} processes cannot "
+            "share it equally"
+        )
+    device = check_device(processes.device(config.trainer.device))
     torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
     resuming = (run_dir / checkpoint.LAST).is_file()
-    corpus = (
-        saved_corpus(run_dir, config) if resuming else build_corpus(config.data, config.tokenizer)
+    corpus = processes.in_turn(
+        lambda: (
+            saved_corpus(run_dir, config)
+            if resuming
+            else build_corpus(config.data, config.tokenizer)
+        )
     )
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.tokenizer), device)
@@ -276,25 +289,12 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         )
     valid = corpus.splits["valid"]
     valid_streams = min(config.trainer.valid_batch_size, len(valid.ids))
-    if not resuming:
-        (run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run cut before a checkpoint
-    corpus.tokenizer.save(run_dir / "tokenizer.json")
     if config.model.unigram_bias:
         start_bias(model, corpus.splits["train"].ids)
     if config.trainer.init_from and not resuming:
         start_from(model, Path(config.trainer.init_from), corpus.tokenizer)
-    facts = provenance.collect(
-        device=device,
-        backend=model.backend,
-        data={
-            "name": corpus.name,
-            "sha256": {name: split.sha256 for name, split in corpus.splits.items()},
-            "tokens": {name: len(split.ids) for name, split in corpus.splits.items()},
-        },
-    )
-    if resuming:
-        facts["before"] = json.loads((run_dir / "provenance.json").read_text())
-    write_json(run_dir / "provenance.json", facts)
+    if processes.is_first:
+        _begin(run_dir, corpus, model, resuming, processes.size)
     values = dataclasses.asdict(config)
     values["model"]["hidden_size"] = hidden_size
     trainer = Trainer(
@@ -309,13 +309,19 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         validate=lambda: static_score(model, valid, corpus.tokenizer.eos_id, valid_streams),
         run_dir=run_dir,
         seed=config.seed,
+        processes=processes,
     )
     if resuming:
         trainer.load()
         log.info("going on after step %d", trainer.progress.step)
+    if not processes.is_first:
+        trainer.fit()
+        processes.part()
+        return trainer.progress.best_ppl
     with _tracker(config, run_dir, overrides, sweep, values, trainer.progress.run_id) as tracker:
         trainer.progress.run_id = tracker.run_id
         trainer.fit(tracker.log)
+        processes.part()
         progress = trainer.progress
         log.info("scoring the best weights")
         scores, _ = score_all(config, model, corpus, ("valid", "test"), run_dir)
@@ -343,6 +349,28 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
     write_json(run_dir / "summary.json", result)
     log.info("%s", final_table(result, shown))
     return objective(result)
+
+
+def _begin(
+    run_dir: Path, corpus: Corpus, model: LanguageModel, resuming: bool, processes: int
+) -> None:
+    """Write what a run leaves before it is trained: tokenizer.json and provenance.json."""
+    if not resuming:
+        (run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run cut before a checkpoint
+    corpus.tokenizer.save(run_dir / "tokenizer.json")
+    facts = provenance.collect(
+        device=str(model.output_bias.device),
+        backend=model.backend,
+        data={
+            "name": corpus.name,
+            "sha256": {name: split.sha256 for name, split in corpus.splits.items()},
+            "tokens": {name: len(split.ids) for name, split in corpus.splits.items()},
+        },
+    )
+    facts["processes"] = processes
+    if resuming:
+        facts["before"] = json.loads((run_dir / "provenance.json").read_text())
+    write_json(run_dir / "provenance.json", facts)
 
 
 def _tracker(

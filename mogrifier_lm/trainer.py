@@ -8,7 +8,6 @@ and thread count.
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogrifier_lm import checkpoint
@@ -26,8 +24,10 @@ from mogrifier_lm.config import RegularizationConfig, TrainerConfig
 from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Score
+from mogrifier_lm.files import progress_bar
 from mogrifier_lm.graphs import Graphed
 from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.parallel import Processes
 from mogrifier_lm.regularization import (
     Masks,
     activation_penalty,
@@ -73,7 +73,7 @@ class Trainer:
 
     Args:
         model: already on its device.
-        train: streams of the training text.
+        train: streams of the training text, of which each process takes its share.
         optimizer: over the model's parameters.
         averaging: of the model's parameters.
         regularization: see `RegularizationConfig`.
@@ -81,6 +81,7 @@ class Trainer:
         validate: scores the validation text with the current weights.
         run_dir: where metrics.jsonl and checkpoints/ are written.
         seed: of the dropout masks and of variable window lengths.
+        processes: that train together; default this one alone.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Trainer:
         validate: Callable[[], Score],
         run_dir: Path,
         seed: int,
+        processes: Processes | None = None,
     ) -> None:
         self.model, self.train, self.optimizer, self.averaging = model, train, optimizer, averaging
         self.regularization, self.rates = regularization, build_rates(regularization)
@@ -103,12 +105,15 @@ class Trainer:
         self.generator = torch.Generator(self.device).manual_seed(seed)  # of masks
         self.lengths = torch.Generator().manual_seed(seed)  # of windows
         self.progress = Progress()
+        self.processes = processes or Processes()
         # The dropout samples of one stream stand side by side, each with a state of its own.
-        self.states = model.zero_states(train.batch_size * regularization.samples)
+        self.columns = self.processes.columns(train.batch_size * regularization.samples)
+        self.states = model.zero_states(self.columns.stop - self.columns.start)
         # Sums since the last line of metrics: nats, squared gradient norms, tokens, steps.
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.peak_lr = self.lr  # before decay
-        self._update = Graphed(self._update_eagerly, self.device)
+        alone = self.processes.size == 1  # graphs of sums over devices have not been tried
+        self._update = Graphed(self._update_eagerly, self.device) if alone else self._update_eagerly
 
     # -- saving and resuming -------------------------------------------------------------------
 
@@ -119,14 +124,19 @@ class Trainer:
         for index, slots in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items() if v is not None}
         for i, (h, c) in enumerate(self.states):
-            tensors |= {f"state.{i}.h": h, f"state.{i}.c": c}
+            gather = self.processes.gather
+            tensors |= {f"state.{i}.h": gather(h), f"state.{i}.c": gather(c)}
         averages, averaging = self.averaging.state_dict()
         tensors |= {f"averaging.{k}": v for k, v in averages.items()}
         tensors |= {"generator": self.generator.get_state(), "lengths": self.lengths.get_state()}
         tensors |= {"sums": self.sums}
         values = {"progress": asdict(self.progress), "peak_lr": self.peak_lr}
         values |= {"averaging": averaging}
-        checkpoint.save(self.run_dir / checkpoint.LAST, tensors, values)
+        self._save(checkpoint.LAST, tensors, values)
+
+    def _save(self, name: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """In the first process, on which the others wait."""
+        self.processes.first(lambda: checkpoint.save(self.run_dir / name, tensors, values))
 
     def load(self) -> None:
         """Go back to checkpoints/last; metrics.jsonl is cut to what it held then."""
@@ -144,8 +154,8 @@ class Trainer:
             self.optimizer.load_state_dict(optimizer)
             self.peak_lr = values["peak_lr"]
             for i, (h, c) in enumerate(self.states):
-                h.copy_(tensors[f"state.{i}.h"])
-                c.copy_(tensors[f"state.{i}.c"])
+                h.copy_(tensors[f"state.{i}.h"][self.columns])
+                c.copy_(tensors[f"state.{i}.c"][self.columns])
             self.averaging.load_state_dict(part("averaging."), values["averaging"])
             self.generator.set_state(tensors["generator"])
             self.lengths.set_state(tensors["lengths"])
@@ -158,7 +168,7 @@ class Trainer:
                 f"{self.run_dir / checkpoint.LAST} does not fit this run: {error}"
             ) from error
         metrics = self.run_dir / "metrics.jsonl"
-        if metrics.is_file():
+        if metrics.is_file() and self.processes.is_first:
             with open(metrics, "r+b") as file:
                 file.truncate(self.progress.metrics_bytes)
 
@@ -186,20 +196,16 @@ class Trainer:
             UserError: the loss is not finite.
         """
         p, config = self.progress, self.config
-        began, before = time.monotonic(), p.seconds
+        clock = self.processes.clock
+        began, before = clock(), p.seconds
         last_save, mark, mark_tokens = began, began, p.tokens
-        bar = tqdm(
-            total=total_steps(self.train, self.config),
-            initial=p.step,
-            unit="step",
-            disable=None,
-            dynamic_ncols=True,
-        )
+        total = total_steps(self.train, self.config)
+        bar = progress_bar(total=total, initial=p.step, unit="step")
         with bar, logging_redirect_tqdm():
             while not p.finished:
                 passes = p.epoch
                 self._step()
-                now = time.monotonic()
+                now = clock()
                 p.seconds = before + now - began
                 p.finished = self._finished()
                 bar.update()
@@ -212,10 +218,10 @@ class Trainer:
                 if validate:
                     self._validate(track)
                 if validate or now - last_save > 60 * config.checkpoint_minutes:
-                    pause = time.monotonic() - now
+                    pause = clock() - now
                     p.seconds, p.pause_seconds = p.seconds + pause, p.pause_seconds + pause
                     self.save()
-                    last_save = time.monotonic()
+                    last_save = clock()
                     p.pause_seconds += last_save - now - pause
                     mark += last_save - now  # the rate is that of training alone
         log.info("training ended: %s", p.finished)
@@ -256,6 +262,8 @@ class Trainer:
         num_tokens = int((targets_TB != IGNORE).sum())
         inputs_TB = inputs_TB.repeat_interleave(self.regularization.samples, dim=1)
         num_steps, batch_size = inputs_TB.shape
+        inputs_TB = inputs_TB[:, self.columns]
+        targets_TB = targets_TB[:, self.processes.columns(train.batch_size)]
         lr = self.peak_lr * length / config.bptt
         self.lr = lr * (1 - self.share_done) if config.lr_decay == "linear" else lr
         masks = draw_masks(
@@ -265,12 +273,13 @@ class Trainer:
         if rate := self.regularization.reset_state:
             keep_B1 = torch.empty(batch_size, 1, device=self.device)
             keep_B1.bernoulli_(1 - rate, generator=self.generator)
+            keep_B1 = keep_B1[self.columns]
         self._update(
             inputs_TB.to(self.device, non_blocking=True),
             targets_TB.to(self.device, non_blocking=True),
             torch.tensor(float(num_tokens), device=self.device),
             keep_B1,
-            *masks.flatten(),
+            *masks.columns(self.columns).flatten(),
         )
         self.averaging.update()
         p.step += 1
@@ -303,13 +312,17 @@ class Trainer:
             dropped_TBH = drop(output_TBH, masks.output)
             features = model.features(dropped_TBH)
             nats = model.output_loss(features, targets_TB.flatten(), r.samples)
-        per = targets_TB.shape[1] if self.config.loss_per == "window" else num_tokens
+        # What follows adds up over the processes to the loss of all streams.
+        per = self.train.batch_size if self.config.loss_per == "window" else num_tokens
         loss = nats / per
         if r.ar or r.tar:
-            loss = loss + activation_penalty(output_TBH, dropped_TBH, r.ar, r.tar)
+            penalty = activation_penalty(output_TBH, dropped_TBH, r.ar, r.tar)
+            loss = loss + penalty / self.processes.size
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         parameters = list(model.parameters())
+        nats = nats.detach()
+        self.processes.add_up([nats, *(p.grad for p in parameters if p.grad is not None)])
         if r.l2:
             grads = [p.grad for p in parameters]
             torch._foreach_add_(grads, [p.detach() for p in parameters], alpha=r.l2)  # type: ignore[arg-type]
@@ -349,9 +362,10 @@ class Trainer:
             "seconds": round(p.seconds, 3),
             **metrics,
         }
-        with open(self.run_dir / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-            p.metrics_bytes = file.tell()
+        if self.processes.is_first:
+            with open(self.run_dir / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+                p.metrics_bytes = file.tell()
         track(line)
 
     def _log_training(self, rate: float, track: Track) -> float:
@@ -404,15 +418,15 @@ class Trainer:
         candidates, scores = self.averaging.candidates(), {}
         for name, weights in candidates.items():
             with swapped(self.averaging, weights), self._precision():
-                scores[name] = self.validate()
+                scores[name] = self.processes.first(self.validate)
         chosen = self.averaging.validated({k: s.ppl for k, s in scores.items()}, p.step)
         score = scores[chosen]
         improved = score.ppl < p.best_ppl
         if improved:
             p.best_ppl, p.best_step, p.since_best, p.since_drop = score.ppl, p.step, 0, 0
             with swapped(self.averaging, candidates[chosen]):
-                checkpoint.save(
-                    self.run_dir / checkpoint.BEST,
+                self._save(
+                    checkpoint.BEST,
                     self.model.state_dict(),
                     {"step": p.step, "valid_ppl": score.ppl, "weights": chosen},
                 )

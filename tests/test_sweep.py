@@ -16,7 +16,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from mogrifier_lm.checkpoint import BEST
+from mogrifier_lm.cli import as_values
 from mogrifier_lm.config import ModelConfig, validate
+from mogrifier_lm.files import locked, write_json
 from mogrifier_lm.kernels.recurrence import resolve
 from mogrifier_lm.run import build_model
 from tests.conftest import ROOT, compose_config
@@ -101,6 +103,40 @@ def test_a_killed_sweep_goes_on_by_the_same_command(small: list[str], tmp_path: 
     assert [(row["run"], row["model.rounds"], row["status"]) for row in rows(sweep_dir)] == [
         ("0", "0", "completed"), ("1", "0", "completed"), ("2", "2", "completed"),
         ("3", "2", "completed"), ("4", "1", "completed")], done.stdout  # fmt: skip
+
+
+def test_runs_side_by_side(small: list[str], tmp_path: Path) -> None:
+    arguments = ["-m", "hydra/launcher=local", *small, "model.rounds=0,-1,2,3",
+                 f"hydra.sweep.dir={tmp_path}/sweep"]  # fmt: skip
+    done = train(arguments, tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "error: sweep/1: model.rounds is -1, it must be at least 0"
+    statuses = {row["model.rounds"]: row["status"] for row in rows(tmp_path / "sweep")}
+    assert statuses == dict.fromkeys("023", "completed") | {"-1": "failed"}
+    assert "[3] training ended: 12 steps" in done.stdout
+    assert "3 of 4 runs done, 1 failed, 0 left" in done.stdout
+    cores = os.cpu_count() or 1
+    for run in "023":
+        facts = json.loads((tmp_path / "sweep" / run / "provenance.json").read_text())
+        assert facts["cpu"]["threads"] == max(1, cores // 2), "its share of the cores"
+    again = train(arguments, tmp_path)
+    assert again.stdout.count("is completed: skipped") == 3 and again.returncode == 1
+    bad = train(["-m", "hydra/launcher=lokal", "seed=1,2"], tmp_path)
+    assert "error: no hydra/launcher=lokal; did you mean local" in bad.stderr, bad.stderr
+
+
+def test_a_run_has_one_process_at_a_time(small: list[str], tmp_path: Path) -> None:
+    sweep = ["-m", *small, "seed=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    with locked(tmp_path / "sweep" / "0"):
+        write_json(tmp_path / "sweep/0/overrides.json", as_values([*small, "seed=1"]))
+        done = train(sweep, tmp_path)
+        assert done.returncode == 1
+        assert "another process is at work in" in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "sweep/0/summary.json").exists(), "it is the other's to write"
+        alone = train([*small, f"hydra.run.dir={tmp_path}/sweep/0"], tmp_path)
+        assert "another process is at work in" in alone.stderr
+    assert train(sweep, tmp_path).returncode == 0
 
 
 def test_sweeps_that_start_in_one_second_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mogrifier_lm.data import Split, Streams
 from mogrifier_lm.evaluators.score import Score
+from mogrifier_lm.files import progress_bar
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.regularization import Rates
 
@@ -64,7 +64,7 @@ class Task:
         streams = Streams(text.split.ids, batch_size, self.eos_id)
         device = self.model.output_bias.device
         starts = range(0, streams.num_steps, window)
-        bar = tqdm(starts, f"{doing}, {text.name}", unit="window", disable=None, leave=False)
+        bar = progress_bar(starts, desc=f"{doing}, {text.name}", unit="window", leave=False)
         for start in bar:
             inputs_TB, targets_TB = streams.window(start, window)
             yield inputs_TB.to(device), targets_TB.to(device)

@@ -1,0 +1,52 @@
+"""Files that several processes may read and write, and what a terminal shows of a loop."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mogrifier_lm.errors import UserError
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a file of a run, whole or not at all."""
+    tmp = path.with_suffix(".tmp")
+    tmp.write_text(json.dumps(values, indent=2) + "\n")
+    tmp.replace(path)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a folder, which one process at a time may write to; ends with the process at latest.
+
+    Args:
+        folder: is made if it is not there.
+        wait: until it is free.
+
+    Raises:
+        UserError: another process holds it, and `wait` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is at work in {folder}: wait for its end, or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def progress_bar(loop: Iterable[Any] | None = None, **options: Any) -> Any:
+    """tqdm's bar on a terminal; none elsewhere, or with TQDM_DISABLE=1 in the environment."""
+    from tqdm import tqdm
+
+    disable = True if os.environ.get("TQDM_DISABLE") else None
+    return tqdm(loop, disable=disable, dynamic_ncols=True, **options)
