@@ -142,9 +142,9 @@ def explain(error: BaseException) -> str:
         group, rest = wanted[1], text[wanted.end() :]
         options = re.findall(r"^\s*(\S+)$", rest.split("Config search path")[0], re.MULTILINE)
         return f"no {group}={wanted[2]}; {nearest(wanted[2], options)}"
-    plugin = re.search(r"Could not load 'hydra/launcher/(\w+)'", text)
+    plugin = re.search(r"Could not load 'hydra/launcher/([a-z]+)", text)
     if plugin:
-        return f'the launcher {plugin[1]} is not installed: pip install "mogrifier_lm[launchers]"'
+        return f"a launcher is not installed: pip install hydra-{plugin[1]}-launcher"
     missing = re.search(r"Could not load '(\w+)/([^']*)'", text)  # in a list of options
     if missing:
         options = sorted(path.stem for path in (CONFIG_DIR / missing[1]).glob("*.yaml"))
