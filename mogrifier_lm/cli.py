@@ -324,24 +324,29 @@ def _evaluate() -> None:
     compare_runs(runs)
 
 
-def script(main: Callable[..., None]) -> None:
+def script(main: Callable[..., None], after_interrupt: str = "") -> None:
     """Call `main` with the KEY=VALUE arguments of the command line.
 
-    The keys, their types and defaults are those of its parameters; its module's docstring is what
-    --help shows.
+    The keys, their types and defaults are those of its parameters; *overrides among them take the
+    arguments of other keys as they are. Its module's docstring is what --help shows.
     """
-    guarded(lambda: _call(main, [a for a in sys.argv[1:] if a.lower() != "debug=true"]))
+    arguments = [a for a in sys.argv[1:] if a.lower() != "debug=true"]
+    guarded(lambda: _call(main, arguments), after_interrupt)
 
 
 def _call(main: Callable[..., None], arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         return print(main.__globals__["__doc__"])
-    parameters = inspect.signature(main).parameters
+    parameters = dict(inspect.signature(main).parameters)
+    passes, rest = parameters.pop("overrides", None), []
     values = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
             raise UserError(f"{argument} is not KEY=VALUE; --help shows the keys")
+        if key not in parameters and passes:
+            rest.append(argument)
+            continue
         if key not in parameters:
             raise UserError(f"unknown key {key}; {nearest(key, list(parameters))}")
         kind = parameters[key].annotation
@@ -352,7 +357,7 @@ def _call(main: Callable[..., None], arguments: Sequence[str]) -> None:
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in values:
             raise UserError(f"give {key}=…; --help shows the keys")
-    main(**values)
+    main(*rest, **values)
 
 
 def _shown(folder: Path) -> Path:

@@ -2,12 +2,25 @@
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import IO, Any
 
-from mogrifier_lm.reports.sweep import Run, failure_table, group_table, headline, run_table
+from mogrifier_lm.reports.search import (
+    importance_table,
+    plot_importances,
+    plot_trials,
+    trial_table,
+)
+from mogrifier_lm.reports.sweep import (
+    Run,
+    failure_table,
+    group_table,
+    headline,
+    run_table,
+    study_of,
+)
 from mogrifier_lm.reports.sweep_plots import plot_curves_of, plot_sweep
 
 PAGE = Path(__file__).with_name("page.html")
@@ -33,9 +46,15 @@ def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def page(runs: Sequence[Run], title: str) -> str:
     """The page; it asks for no other file and no network."""
-    body = _table("Mean ± standard deviation over seeds", group_table(runs))
+    draws: list[Callable[[Sequence[Run], IO[str]], bool]] = [plot_sweep, plot_curves_of]
+    if study_of(runs):
+        body = _table("Trials, best first", trial_table(runs))
+        body += _table("Importance", importance_table(runs))
+        draws = [plot_trials, plot_importances, plot_curves_of]
+    else:
+        body = _table("Mean ± standard deviation over seeds", group_table(runs))
     body += _table("Not completed", failure_table(runs))
-    for draw in (plot_sweep, plot_curves_of):
+    for draw in draws:
         svg = io.StringIO()
         if draw(runs, svg):
             body += f"<figure>{svg.getvalue()[svg.getvalue().index('<svg') :]}</figure>\n"

@@ -1,5 +1,7 @@
 """The report of a sweep: sweep.csv, sweep.md and sweep.png, from the files that its runs left.
 
+Of a search, whose folder holds its study, the runs are trials: see reports/search.py.
+
 What is read: overrides.json (what tells a run from the others; where there is none, its folder's
 name does), summary.json (how it ended) and provenance.json (its data). A run without summary.json
 is unfinished: it is running, or was cut.
@@ -21,6 +23,7 @@ from mogrifier_lm.errors import UserError
 
 # Overrides that summary.json tells of where a run was begun without them.
 TOLD = {"model.rounds": "rounds", "model.hidden_size": "hidden_size", "seed": "seed"}
+STUDY = "study.log"  # in the folder of a search
 
 
 @dataclass(kw_only=True)
@@ -82,6 +85,20 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 ended=summary.stat().st_mtime if summary.is_file() else 0.0,
             )
     return list(runs.values())
+
+
+def study_of(runs: Sequence[Run]) -> Path | None:
+    """The study that the runs are trials of; None where they are not those of one search."""
+    folders = {run.dir.resolve().parent for run in runs}
+    path = min(folders) / STUDY
+    return path if len(folders) == 1 and path.is_file() else None
+
+
+def validations(run_dir: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl with a validation; the last of a run at work may not be whole."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if '"valid/ppl"' in line and line[-1] == "}"]
 
 
 def completed(runs: Sequence[Run]) -> list[Run]:
@@ -196,6 +213,8 @@ def headline(runs: Sequence[Run]) -> str:
     floors = {run.summary["valid"].get("floor_ppl", math.nan) for run in completed(runs)}
     if len(floors) == 1 and not math.isnan(floor := floors.pop()):
         text += f"The validation perplexity of the source itself is {floor:.2f}. "
+    if study_of(runs):
+        return text + "Perplexity per word, the best on validation text first."
     return text + "Perplexity per word: mean ± sample standard deviation over n seeds."
 
 
@@ -209,14 +228,26 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 def markdown(runs: Sequence[Run]) -> str:
     """sweep.md."""
-    text = f"# Sweep\n\n{headline(runs)}\n\n{_markdown(group_table(runs))}"
+    from mogrifier_lm.reports.search import importance_table, trial_table, why_no_importances
+
+    search = study_of(runs) is not None
+    table = trial_table(runs) if search else group_table(runs)
+    text = f"# {'Search' if search else 'Sweep'}\n\n{headline(runs)}\n\n{_markdown(table)}"
     text += "\n![](sweep.png)\n" if evaluators(runs) else ""
+    if search:
+        reason = why_no_importances(runs)
+        shares = f"{_markdown(importance_table(runs))}\n![](importance.png)\n"
+        text += f"\n## Importance\n\n{reason or shares}\n"
     failures = failure_table(runs)
     return text + (f"\n## Not completed\n\n{_markdown(failures)}" if failures else "")
 
 
 def write_report(runs: Sequence[Run], folder: Path) -> None:
-    """Write sweep.csv, sweep.md and, once a run is scored, sweep.png: each whole or not at all."""
+    """Write sweep.csv, sweep.md and, once a run is scored, sweep.png: each whole or not at all.
+
+    Of a search importance.png too, once enough trials are completed.
+    """
+    from mogrifier_lm.reports.search import plot_importances, plot_trials
     from mogrifier_lm.reports.sweep_plots import plot_sweep
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +258,10 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
             writer.writeheader()
             writer.writerows(table)
         Path(scratch, "sweep.md").write_text(markdown(runs))
-        plot_sweep(runs, Path(scratch, "sweep.png"))
+        search = study_of(runs) is not None
+        (plot_trials if search else plot_sweep)(runs, Path(scratch, "sweep.png"))
+        if search and not plot_importances(runs, Path(scratch, "importance.png")):
+            (folder / "importance.png").unlink(missing_ok=True)
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)
 

@@ -1,13 +1,22 @@
 """The plots of a sweep, readable without colour: lines differ in marker and lightness."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from mogrifier_lm.reports.curves import pyplot
-from mogrifier_lm.reports.sweep import Run, evaluators, groups, mean_sd, number, span, swept
+from mogrifier_lm.reports.sweep import (
+    Run,
+    evaluators,
+    groups,
+    mean_sd,
+    number,
+    span,
+    study_of,
+    swept,
+    validations,
+)
 
 ROUNDS = "model.rounds"
 PAPER = (57.5, 56.4, 55.5, 54.8, 54.1, 54.3, 54.6)
@@ -93,19 +102,17 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
         panels[-1].set_xticks(range(len(ticks)), ticks, rotation=20, ha="right")
     elif x_key != ROUNDS and min(xs := [number(run.value(x_key)) for run in ran]) > 0:
         panels[-1].set_xscale("log" if max(xs) / min(xs) > 30 else "linear")
-    _save(figure, file)
+    save(figure, file)
     return True
 
 
 def plot_curves_of(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     """Draw validation perplexity over training tokens, a line per run; False if there is none."""
     curves: dict[str, list[list[dict[str, float]]]] = {}
+    search = study_of(runs) is not None
     for run in runs:
-        path = run.dir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        # The last line of a run that is running may not be whole.
-        points = [json.loads(line) for line in lines if '"valid/ppl"' in line and line[-1] == "}"]
-        label = ", ".join(run.value(key) for key in swept(runs))
+        points = validations(run.dir)
+        label = run.dir.name if search else ", ".join(run.value(key) for key in swept(runs))
         if points:
             curves.setdefault(label, []).append(points)
     if not curves:
@@ -124,8 +131,9 @@ def plot_curves_of(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     axes.set_ylabel("validation perplexity, while training")
     axes.grid(alpha=0.3, which="both")
     if len(curves) > 1:
-        axes.legend(frameon=False, fontsize="x-small", title=", ".join(swept(runs)), ncols=3)
-    _save(figure, file)
+        title, columns = ("trial", 6) if search else (", ".join(swept(runs)), 3)
+        axes.legend(frameon=False, fontsize="x-small", title=title, ncols=columns)
+    save(figure, file)
     return True
 
 
@@ -135,6 +143,7 @@ def _look(i: int, n: int) -> dict[str, Any]:
     return {"color": pyplot().get_cmap("viridis")(shade), "marker": "osD^vPX*"[i % 8]}
 
 
-def _save(figure: Any, file: Path | IO[str]) -> None:
+def save(figure: Any, file: Path | IO[str]) -> None:
+    """Write a figure as png, to a stream as svg, and close it."""
     figure.savefig(file, dpi=150, format="png" if isinstance(file, Path) else "svg")
     pyplot().close(figure)
