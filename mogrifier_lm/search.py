@@ -26,7 +26,7 @@ from mogrifier_lm import cli
 from mogrifier_lm.config import write_json
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.reports.search import NAME, storage
-from mogrifier_lm.reports.sweep import STUDY, read_runs, validations, write_report
+from mogrifier_lm.reports.sweep import STUDY, about, read_runs, validations, write_report
 from mogrifier_lm.reports.table import objective
 from mogrifier_lm.spaces import as_override, check, read_space
 
@@ -38,8 +38,11 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.3
 LOCK_SECONDS = 20.0  # in which the trials of a search that was killed end
 END_SECONDS = 60.0  # for a run that was told to end, W&B's files included
+# Per cent of the completed trials: a run worse than so many at the same validation is given up.
+# Those that complete are mostly good, and their median would cost runs of the better half.
+WORSE_THAN = 75.0
 HOPELESS = 5  # failures in this command with no trial completed in the study
-NOT_OURS = ("sweep=", "resume=", "hydra", "-", "~")
+FOREIGN = ("sweep=", "resume=", "hydra", "-", "~")
 CHILD = "from mogrifier_lm.search import child; child()"
 
 
@@ -182,7 +185,7 @@ class Search:
     def __post_init__(self) -> None:
         if min(self.trials, self.jobs, self.startup, self.warmup) < 1 or self.sampler_seed < 0:
             raise UserError("trials, jobs, startup, warmup must be at least 1, sampler_seed 0")
-        if wrong := [override for override in self.overrides if override.startswith(NOT_OURS)]:
+        if wrong := [override for override in self.overrides if override.startswith(FOREIGN)]:
             raise UserError(f"{wrong[0]}: the trials of a search are single runs, inside its dir")
         given = cli.as_values(self.overrides)
         self.ranges = {k: r for k, r in read_space(self.space).items() if k not in given}
@@ -202,7 +205,8 @@ class Search:
                 at work; no trial completes.
         """
         for name in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, signal.default_int_handler)
+            if signal.getsignal(name) is signal.SIG_DFL:  # nohup's is not
+                signal.signal(name, signal.default_int_handler)
         with locked(self.dir) as lock:
             study = self._study()
             import optuna
@@ -215,10 +219,9 @@ class Search:
             try:
                 while True:
                     while len(at_work) < self.jobs and (cut or len(study.trials) < self.trials):
-                        trial = self._trial(study, cut.pop(0) if cut else None)
-                        overrides = [*self.settings, *self._suggest(trial)]
+                        trial, values = self._trial(study, cut.pop(0) if cut else None)
                         folder = self.dir / str(trial.number)
-                        at_work.append(TrialRun(trial, folder, overrides, lock))
+                        at_work.append(TrialRun(trial, folder, [*self.settings, *values], lock))
                     if not at_work:
                         break
                     time.sleep(POLL_SECONDS)
@@ -259,7 +262,7 @@ class Search:
         study = optuna.create_study(
             study_name=NAME,
             storage=stored,
-            pruner=optuna.pruners.MedianPruner(self.startup, n_warmup_steps=self.warmup),
+            pruner=optuna.pruners.PercentilePruner(WORSE_THAN, self.startup, self.warmup),
             load_if_exists=True,
         )
         asked = {
@@ -280,8 +283,8 @@ class Search:
 
     def _trial(
         self, study: "optuna.Study", cut: "optuna.trial.FrozenTrial | None"
-    ) -> "optuna.Trial":
-        """The trial that was cut, with its values, or a new one."""
+    ) -> "tuple[optuna.Trial, list[str]]":
+        """The trial that was cut or a new one, and its overrides."""
         import numpy as np
         import optuna
 
@@ -293,11 +296,9 @@ class Search:
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=self.startup, constant_liar=True, seed=int(seed)
             )
-        return optuna.Trial(study, cut._trial_id) if cut else study.ask()
-
-    def _suggest(self, trial: "optuna.Trial") -> list[str]:
-        ranges = self.ranges.items()
-        return [as_override(key, r.suggest(trial, key, self.whole[key])) for key, r in ranges]
+        trial = optuna.Trial(study, cut._trial_id) if cut else study.ask()
+        values = {k: r.suggest(trial, k, self.whole[k]) for k, r in self.ranges.items()}
+        return trial, [as_override(key, value) for key, value in values.items()]
 
     def _progress(self, study: "optuna.Study", pace: float | None = None) -> str:
         """How far the search is; the time left at `pace` seconds a trial."""
@@ -305,15 +306,9 @@ class Search:
         left = max(0, self.trials - done - pruned - failed)
         text = f"{done} completed, {pruned} pruned, {failed} failed, {left} left"
         if done:
-            text = (
-                f"best {math.exp(study.best_value):.2f} (trial {study.best_trial.number}), {text}"
-            )
-        if pace and left:
-            seconds = pace * left
-            text += (
-                f", about {seconds / 60:.0f} min" if seconds > 90 else f", about {seconds:.0f} s"
-            )
-        return text
+            best = study.best_trial
+            text = f"best {math.exp(study.best_value):.2f} (trial {best.number}), {text}"
+        return f"{text}, {about(pace * left)}" if pace and left else text
 
     def _report(self) -> None:
         try:

