@@ -5,8 +5,6 @@ number. One process, which holds the folder's lock, asks the study for trials, s
 their validation perplexities out of metrics.jsonl, and ends those that are hopeless.
 """
 
-import contextlib
-import fcntl
 import json
 import logging
 import math
@@ -17,14 +15,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mogrifier_lm import cli
-from mogrifier_lm.config import write_json
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import locked, write_json
 from mogrifier_lm.reports.search import NAME, storage
 from mogrifier_lm.reports.sweep import STUDY, about, read_runs, validations, write_report
 from mogrifier_lm.reports.table import objective
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.3
-LOCK_SECONDS = 20.0  # in which the trials of a search that was killed end
 END_SECONDS = 60.0  # for a run that was told to end, W&B's files included
 # Per cent of the completed trials: a run worse than so many at the same validation is given up.
 # Those that complete are mostly good, and their median would cost runs of the better half.
@@ -68,15 +65,13 @@ class TrialRun:
         trial: of the study, running.
         folder: of the run.
         overrides: of train.py, for a run that has to begin.
-        lock: a file that the process holds open.
     """
 
-    def __init__(
-        self, trial: "optuna.Trial", folder: Path, overrides: Sequence[str], lock: int
-    ) -> None:
+    def __init__(self, trial: "optuna.Trial", folder: Path, overrides: Sequence[str]) -> None:
         self.trial, self.folder = trial, folder
         self.reported = len(trial.study.trials[trial.number].intermediate_values)
-        folder.mkdir(exist_ok=True)
+        with locked(folder, wait=True):
+            pass  # once the process of a search that was killed has ended
         begun = (folder / "config.yaml").is_file()
         arguments = [f"resume='{folder}'"] if begun else [*overrides, f"hydra.run.dir='{folder}'"]
         with open(folder / "train.log", "ab") as errors:
@@ -85,7 +80,6 @@ class TrialRun:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,  # train.log has it
                 stderr=errors,
-                pass_fds=[lock],
                 start_new_session=True,  # Ctrl-C reaches the search alone
             )
 
@@ -148,23 +142,6 @@ class TrialRun:
         return f"trial {self.trial.number} {summary['status']}: {value}"
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold the lock of a search's folder; it falls when this process and its trials have ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(f"another search is at work in {folder}") from error
-                time.sleep(0.2)
-        yield file.fileno()
-
-
 @dataclass(kw_only=True)
 class Search:
     """What a search is asked for; scripts/search.py tells of each.
@@ -193,7 +170,8 @@ class Search:
         if "tracker.group" not in given:
             self.settings.append(f"tracker.group={self.dir.resolve().name}")
         if self.jobs > 1 and "trainer.threads" not in given and "OMP_NUM_THREADS" not in os.environ:
-            threads = max(1, (os.cpu_count() or 1) // self.jobs)
+            cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
+            threads = max(1, cores // self.jobs)
             self.settings.append(f"trainer.threads={threads}")
         self.whole = check(self.ranges, self.settings)
 
@@ -207,7 +185,7 @@ class Search:
         for name in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(name) is signal.SIG_DFL:  # nohup's is not
                 signal.signal(name, signal.default_int_handler)
-        with locked(self.dir) as lock:
+        with locked(self.dir):
             study = self._study()
             import optuna
 
@@ -221,7 +199,7 @@ class Search:
                     while len(at_work) < self.jobs and (cut or len(study.trials) < self.trials):
                         trial, values = self._trial(study, cut.pop(0) if cut else None)
                         folder = self.dir / str(trial.number)
-                        at_work.append(TrialRun(trial, folder, [*self.settings, *values], lock))
+                        at_work.append(TrialRun(trial, folder, [*self.settings, *values]))
                     if not at_work:
                         break
                     time.sleep(POLL_SECONDS)

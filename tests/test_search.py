@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import runpy
 import shlex
@@ -17,13 +16,13 @@ from typing import Any
 import optuna
 import pytest
 
-import mogrifier_lm.search
 from mogrifier_lm import cli
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import locked
 from mogrifier_lm.reports.page import page
 from mogrifier_lm.reports.search import NAME, importances, storage
 from mogrifier_lm.reports.sweep import STUDY, read_runs, write_report
-from mogrifier_lm.search import Search, TrialRun, locked
+from mogrifier_lm.search import Search, TrialRun
 from mogrifier_lm.spaces import SPACES, Range, read_space
 from tests.conftest import ROOT
 from tests.reports.test_sweep import make_run
@@ -103,8 +102,7 @@ def test_a_search_that_is_cut_goes_on_by_the_same_command(small: list[str], tmp_
 
 
 def running(study: optuna.Study, folder: Path, overrides: list[str]) -> TrialRun:
-    with open(os.devnull) as lock:
-        return TrialRun(study.ask(), folder, overrides, lock.fileno())
+    return TrialRun(study.ask(), folder, overrides)
 
 
 def test_a_hopeless_run_is_ended_and_one_that_fails_is_told(
@@ -160,13 +158,10 @@ def test_a_search_that_was_cut_proposes_what_it_would_have_proposed(
         assert re.fullmatch(r"model\.rank=([1-8]|null)", rank)
 
 
-def test_one_search_at_a_time_and_only_as_it_was_begun(
-    make: Callable[..., Search], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_search_at_a_time_and_only_as_it_was_begun(make: Callable[..., Search]) -> None:
     search = make("model.hidden_size=8")
-    monkeypatch.setattr(mogrifier_lm.search, "LOCK_SECONDS", 0.1)
     with locked(search.dir):
-        with pytest.raises(UserError, match="another search is at work in"):
+        with pytest.raises(UserError, match="another process is at work in"):
             search.run()
         search._study()
         search._study()

@@ -113,7 +113,6 @@ def check(space: Mapping[str, Range], overrides: Sequence[str]) -> dict[str, boo
     Raises:
         UserError, or an error of Hydra's: a key, a value or an override that no run can have.
     """
-    cli.register()
     configs = []
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIG_DIR)):
         for values in zip_longest(*(r.extremes for r in space.values()), fillvalue=""):
