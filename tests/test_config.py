@@ -21,6 +21,8 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
     group, option = path.relative_to(ROOT / "configs").parent, path.stem
     if group.parts[0] == "experiment":
         group, option = Path("experiment"), str(Path(*group.parts[1:], option))
+    if option == "ray_cluster":
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     if str(group) == "evaluators":
         option = "[dynamic,dynamic_cache]" if option == "dynamic_cache" else f"[{option}]"
     validate(compose_config([f"{group}={option}"]))
