@@ -379,13 +379,17 @@ def grid(sweep_dir: Path) -> list[dict[str, str]]:
 def _report(sweep_dir: Path) -> None:
     """Write the report of a sweep as far as it is, and say how far that is."""
     try:
-        from mogrifier_lm.reports.sweep import progress, read_runs, write_report
+        from mogrifier_lm.reports.sweep import ended, progress, read_runs, write_report
 
         with locked(sweep_dir / "report", wait=True):
-            runs = read_runs([sweep_dir])
+            runs, jobs = read_runs([sweep_dir]), grid(sweep_dir)
             write_report(runs, sweep_dir / "report")
-        began = (sweep_dir / "multirun.yaml").stat().st_mtime
-        path = _shown(sweep_dir) / "report" / "sweep.md"
-        log.info("%s: %s", path, progress(runs, grid(sweep_dir), began))
+            began = (sweep_dir / "multirun.yaml").stat().st_mtime
+            path = _shown(sweep_dir) / "report" / "sweep.md"
+            log.info("%s: %s", path, progress(runs, jobs, began))
+            if ended(runs, jobs, began):
+                from mogrifier_lm.reports.sweep_run import track_sweep
+
+                track_sweep(runs, sweep_dir)
     except Exception:  # the runs are worth more than their report
         log.warning("the report of %s is not written", sweep_dir, exc_info=True)

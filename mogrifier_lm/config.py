@@ -425,7 +425,13 @@ class TrackerConfig:
     entity: str | None = option(None, "W&B account or team; null: the account's default")
     group: str | None = option(None, "W&B group; null: the sweep's folder in a multirun")
     run_name: str | None = option(None, "W&B display name; null: made of the overrides")
-    tags: list[str] = field(default_factory=list, metadata={"doc": "W&B tags"})
+    tags: list[str] = field(
+        default_factory=list,
+        metadata={"doc": "W&B tags beside the names of the experiment, the data and the cell"},
+    )
+    artifacts: bool = option(
+        False, "upload the best checkpoint as a W&B artifact, and wait for it, 1 s a megabyte"
+    )
 
 
 @dataclass(kw_only=True)

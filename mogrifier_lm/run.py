@@ -345,6 +345,10 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         plot_curves(run_dir)
         tracker.summary(result)
         tracker.log_image("curves", run_dir / "curves.png")
+        if config.tracker.artifacts:
+            names = ("config.yaml", "tokenizer.json", "tokenizer.model", checkpoint.BEST)
+            files = [Path(name) for name in names if (run_dir / name).is_file()]
+            tracker.log_model(run_dir, files, result)
     shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     write_json(run_dir / "summary.json", result)
     log.info("%s", final_table(result, shown))
@@ -381,18 +385,35 @@ def _tracker(
     values: dict[str, Any],
     run_id: str | None,
 ) -> Tracker:
-    t = config.tracker
+    t, begun = config.tracker, run_dir / "overrides.json"
+    if begun.is_file():  # a run that goes on keeps its name
+        overrides = [f"{k}={v}" for k, v in json.loads(begun.read_text()).items()]
+    chosen = dict(o.split("=", 1) for o in overrides if o.startswith(("experiment=", "sweep=")))
+    names = [*chosen.values(), config.data.name, config.model.cell]
+    names += ["mogrifier"] if config.model.rounds else []
     return build_tracker(
         kind=t.name,
         mode=t.mode,
         project=t.project,
         entity=t.entity,
         run_dir=run_dir,
-        config=values,
+        config={**values, "overrides": list(overrides)},
         group=t.group or sweep,
-        name=t.run_name
-        or ",".join(o for o in overrides if not o.startswith("tracker"))
-        or run_dir.name,
-        tags=t.tags,
+        name=t.run_name or short_name(overrides) or run_dir.name,
+        tags=list(dict.fromkeys([*t.tags, *(name[:64] for name in names)])),
         run_id=run_id,
+    )
+
+
+def short_name(overrides: Sequence[str]) -> str:
+    """What tells a run from others: rounds=3,seed=1 of model.rounds=3 and seed=1.
+
+    A key keeps its whole path where its last part alone would be another key's too.
+    """
+    skipped = ("tracker", "sweep=", "data.dir=", "data.cache_dir=")
+    pairs = [o.lstrip("+").split("=", 1) for o in overrides if not o.startswith(skipped)]
+    last = [pair[0].rpartition(".")[2] for pair in pairs]
+    return ",".join(
+        "=".join([key if last.count(short) > 1 else short, *value])
+        for short, (key, *value) in zip(last, pairs, strict=True)
     )

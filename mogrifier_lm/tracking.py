@@ -5,9 +5,12 @@ no W&B server never stops or slows a run: what goes wrong here is one warning li
 imported inside functions only, and nowhere else in the package.
 """
 
+import json
 import logging
 import os
 import secrets
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +26,13 @@ INIT_TIMEOUT = 8.0
 """Seconds to wait for the server when a run starts (wandb's default: 90)."""
 FINISH_TIMEOUT = 12.0
 """Seconds to wait for the last uploads when a run ends (wandb's default: for ever)."""
+SLOWEST_UPLOAD = 1e6
+"""Bytes per second below which an artifact is not waited for."""
+AXES = ("row", "step", "epoch", "tokens", "seconds")
+"""In every row of a training run, to be chosen as x; W&B draws no panels of their own."""
+DEFAULT_AXIS = {"train/*": "tokens", "valid/*": "epoch"}
+FACTS = ("rounds", "hidden_size", "params")
+"""Beside the final perplexities in a run's last row, for charts of a sweep."""
 
 
 class Tracker:
@@ -32,35 +42,92 @@ class Tracker:
         run: a started W&B run; None for a tracker that does nothing.
         run_id: kept by a tracker that does nothing, so that a run which is resumed without W&B
             once still finds its W&B run the next time.
+        known_rows: that W&B has of an earlier part of the run; as many are not sent again.
 
     Attributes:
         run_id: W&B's id of the run, to be saved in checkpoints; None where there is none.
     """
 
-    def __init__(self, run: Any = None, run_id: str | None = None) -> None:
+    def __init__(self, run: Any = None, run_id: str | None = None, known_rows: int = 0) -> None:
         self._run = run
         self._warned = False
+        self._rows, self._known_rows = 0, known_rows
         self.run_id: str | None = run_id if run is None else run.id
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Show one row of metrics, with its "step", "epoch", "tokens", "seconds" as values.
+        """Show the next row of metrics.jsonl, its number as "row".
 
-        wandb's own `step=` is not used: it drops rows that a resumed run does again.
+        wandb's own `step=` is not used: it drops what comes at a step that it has seen, and a
+        step can have two rows.
         """
-        if self._run is not None:
-            self._guarded(lambda: self._run.log(dict(metrics)))
+        self._rows += 1
+        if self._rows > self._known_rows:
+            self._log({**metrics, "row": self._rows})
 
     def log_image(self, key: str, path: Path) -> None:
         """Show an image file (png, jpg)."""
         if self._run is not None:
             import wandb
 
-            self._guarded(lambda: self._run.log({key: wandb.Image(str(path))}))
+            self._log({key: wandb.Image(str(path))})
+
+    def log_table(self, key: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Show rows that have the same keys; None is an empty cell."""
+        if self._run is not None:
+            import wandb
+
+            cells = [list(row.values()) for row in rows]
+            self._log({key: wandb.Table(list(rows[0]), cells, allow_mixed_types=True)})
+
+    def log_lines(
+        self, key: str, lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str
+    ) -> None:
+        """Show a chart: label of a line → its points (x, y); `x` names the axis."""
+        if self._run is not None:
+            import wandb
+
+            xs, ys = ([[point[i] for point in line] for line in lines.values()] for i in (0, 1))
+            chart = wandb.plot.line_series(xs, ys, keys=list(lines), title=title, xname=x)
+            self._log({key: chart})
+
+    def log_model(self, run_dir: Path, files: Sequence[Path], metadata: Mapping[str, Any]) -> None:
+        """Upload files of a run, and `metadata` as summary.json, as an artifact of type "model".
+
+        The names are those in the run's folder, so that `load_model` reads what is downloaded. It
+        waits for the upload, as long as it takes at SLOWEST_UPLOAD.
+        """
+        if self._run is not None:
+            self._guarded(lambda: self._log_model(run_dir, files, metadata))
+
+    def _log_model(self, run_dir: Path, files: Sequence[Path], metadata: Mapping[str, Any]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(
+            f"model-{self.run_id}", type="model", metadata=dict(_flatten(metadata))
+        )
+        for file in files:
+            artifact.add_file(str(run_dir / file), name=file.as_posix())
+        with artifact.new_file("summary.json") as summary:
+            json.dump(metadata, summary, indent=2)
+        logged = self._run.log_artifact(artifact, aliases=["best"])
+        if not self._run.offline:
+            logged.wait(timeout=int(FINISH_TIMEOUT + artifact.size / SLOWEST_UPLOAD))
 
     def summary(self, values: Mapping[str, object]) -> None:
-        """Set the run's final values; nested ones under joined keys such as "valid/static/ppl"."""
+        """Set the run's final values; nested ones under joined keys such as "valid/static/ppl".
+
+        Perplexities and FACTS are a row too: a line chart of W&B, such as perplexity against
+        rounds over the runs of a sweep, takes nothing else.
+        """
+        flat = dict(_flatten(values))
         if self._run is not None:
-            self._guarded(lambda: self._run.summary.update(dict(_flatten(values))))
+            self._guarded(lambda: self._run.summary.update(flat))
+        if row := {k: v for k, v in flat.items() if k in FACTS or k.endswith("/ppl")}:
+            self._log(row)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._guarded(lambda: self._run.log(row))
 
     def close(self, exit_code: int = 0) -> None:
         """End the run: within FINISH_TIMEOUT seconds and without an error; twice does nothing.
@@ -112,6 +179,7 @@ def build_tracker(
     group: str | None,
     name: str,
     tags: Sequence[str],
+    job_type: str = "train",
     run_id: str | None = None,
 ) -> Tracker:
     """Start tracking a run.
@@ -124,7 +192,10 @@ def build_tracker(
         run_dir: W&B's files go to its subfolder `wandb`.
         config: shown with the run; plain values, nested dictionaries allowed.
         group: runs of one sweep share it.
-        run_id: of an earlier part of the same run, which is then gone on with.
+        job_type: "train", or "report" for the summary of a sweep.
+        run_id: of an earlier part of the same run, which is then gone on with: what W&B lacks of
+            run_dir/metrics.jsonl is sent first (a process that was killed may not have sent its
+            last rows), and what it has is not sent again when training does it again.
 
     Raises:
         UserError: an unknown kind or mode; mode "online" without an API key; mode "online" or
@@ -180,8 +251,10 @@ def build_tracker(
         finish_timeout_raises=True,
     )
     # One id for both attempts: what a failed online start leaves belongs to the same run then.
-    # WANDB_RUN_ID is not asked: all jobs of a multirun would be one run.
-    identity = run_id or secrets.token_hex(5)
+    # WANDB_RUN_ID is asked under W&B's own sweeps alone, whose agent starts a process per run: all
+    # jobs of a multirun would be one run.
+    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    identity = run_id or given or secrets.token_hex(5)
     for attempt in ("offline",) if wish == "offline" else ("online", "offline"):
         try:
             run = wandb.init(
@@ -195,12 +268,14 @@ def build_tracker(
                 group=group,
                 name=name,
                 tags=list(tags),
-                job_type="train",
+                job_type=job_type,
                 config=dict(config),
                 settings=settings,
             )
-            run.define_metric("tokens")
-            run.define_metric("*", step_metric="tokens")
+            for axis in (*AXES, *FACTS):
+                run.define_metric(axis, hidden=True)
+            for metrics, axis in DEFAULT_AXIS.items():
+                run.define_metric(metrics, step_metric=axis)
         except (ValueError, wandb.errors.UsageError) as error:
             raise UserError(f"wandb refuses the run: {_one_line(error)}") from error
         except Exception as error:
@@ -214,8 +289,61 @@ def build_tracker(
         else:
             where = run.url if attempt == "online" else f"wandb sync {run.settings.sync_dir}"
             log.info("W&B run %s, %s: %s", run.id, attempt, where)
-            return Tracker(run)
+            return _caught_up(run, run_dir)
     return Tracker(run_id=run_id)
+
+
+def _caught_up(run: Any, run_dir: Path) -> Tracker:
+    """The tracker of a run that has started; what there is of it already is in W&B then."""
+    metrics = run_dir / "metrics.jsonl"
+    rows = metrics.read_text().splitlines() if metrics.is_file() else []
+    try:
+        # Offline wandb knows nothing of the earlier parts; it joins them when they are synced.
+        last = _last_row(run, run_dir) if run.offline else run.summary.get("row", run.step)
+    except Exception as error:
+        log.warning("what W&B has of this run is not known (%s): taken to be all", _one_line(error))
+        last = len(rows)
+    tracker = Tracker(run, known_rows=last)
+    for row in rows:
+        tracker.log(json.loads(row))
+    return tracker
+
+
+def _last_row(run: Any, run_dir: Path) -> int:
+    """The number of the last row in the files that earlier parts of a run have left."""
+    own, last = Path(run.settings.sync_dir), 0
+    for folder in run_dir.glob(f"wandb/*run-*-{run.id}*"):
+        if folder.resolve() != own.resolve():
+            rows = read_offline(folder)["history"]
+            last = max([last, *(row["row"] for row in rows if "row" in row)])
+    return last
+
+
+def read_offline(folder: Path) -> dict[str, Any]:
+    """What W&B's files in a folder `wandb/offline-run-*` hold, read by `wandb leet inspect`.
+
+    Returns:
+        "run" (display_name, run_group, job_type, tags, run_id, project), "config", "summary",
+        "state" and "history", the rows.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+
+    def inspect(*options: str) -> str:
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json"]
+        done = subprocess.run([*command, str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"wandb cannot read {folder}: {done.stderr.strip()}")
+        return done.stdout
+
+    records = [json.loads(line) for line in inspect().splitlines()]
+    head = json.loads(inspect("--summary"))
+    return {
+        "run": next((r["run"] for r in records if r["type"] == "run"), {}),
+        "history": [r["history"]["item"] for r in records if r["type"] == "history"],
+        **{key: head[key] for key in ("config", "summary", "state")},
+    }
 
 
 def _setup() -> None:

@@ -266,6 +266,20 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
             path.replace(folder / path.name)
 
 
+def ended(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: float) -> bool:
+    """Whether every run of `grid` is completed, or has failed since the command began.
+
+    Args:
+        runs, grid, began: as for `progress`.
+    """
+    over = {
+        frozenset(run.overrides.items())
+        for run in runs
+        if run.status == "completed" or run.status == "failed" and run.ended >= began
+    }
+    return bool(grid) and all(frozenset(job.items()) in over for job in grid)
+
+
 def progress(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: float) -> str:
     """How far a sweep is, in one line.
 

@@ -38,6 +38,25 @@ def not_comparable(runs: Sequence[Run]) -> str:
     return "; ".join(reasons)
 
 
+def series(runs: Sequence[Run]) -> tuple[str | None, dict[str, list[tuple[float, list[Run]]]]]:
+    """What a sweep is plotted over, and its lines.
+
+    Returns:
+        rounds, else another swept key with numbers, None where there is none; and for each
+        combination of the other swept keys, by its label, x and the runs there.
+    """
+    found, keys = groups(runs), swept(runs)
+    numeric = [k for i, k in enumerate(keys) if all(number(v[i]) < math.inf for v in found)]
+    x_key = ROUNDS if ROUNDS in numeric else next(iter(numeric), None)
+    lines: dict[str, list[tuple[float, list[Run]]]] = {}
+    for n, (values, group) in enumerate(found.items()):
+        setting = dict(zip(keys, values, strict=True))
+        x = number(setting.pop(x_key)) if x_key else n
+        label = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in setting.items() if x_key)
+        lines.setdefault(label or "mean ± sd over seeds", []).append((x, group))
+    return x_key, lines
+
+
 def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     """Draw perplexity and tokens per second against rounds, else against another swept key.
 
@@ -53,14 +72,7 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     found, keys, names = groups(runs), swept(runs), evaluators(runs)
     if not names:
         return False
-    numeric = [k for i, k in enumerate(keys) if all(number(v[i]) < math.inf for v in found)]
-    x_key = ROUNDS if ROUNDS in numeric else next(iter(numeric), None)
-    lines: dict[str, list[tuple[float, list[Run]]]] = {}
-    for n, (values, group) in enumerate(found.items()):
-        setting = dict(zip(keys, values, strict=True))
-        x = number(setting.pop(x_key)) if x_key else n
-        label = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in setting.items() if x_key)
-        lines.setdefault(label or "mean ± sd over seeds", []).append((x, group))
+    x_key, lines = series(runs)
     ran = [run for group in found.values() for run in group]
     reason = not_comparable(ran) if x_key == ROUNDS else ""
 
