@@ -103,12 +103,23 @@ def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
             num += 1
 
 
+def config_groups() -> str:
+    """What --help lists; not configs/wandb, whose files are for `wandb sweep`, nor Hydra's own."""
+    options: dict[str, list[str]] = {}
+    for path in sorted(CONFIG_DIR.glob("*/**/*.yaml")):
+        group = path.parent.relative_to(CONFIG_DIR)
+        if group.parts[0] not in ("wandb", "hydra"):
+            options.setdefault(group.as_posix(), []).append(path.stem)
+    return "\n".join(f"{group}: {', '.join(options[group])}" for group in sorted(options))
+
+
 def register() -> None:
-    """Tell Hydra the schema, and how the folder of a run is named."""
+    """Tell Hydra the schema, how the folder of a run is named, and what --help lists."""
     ConfigStore.instance().store("schema", node=Config)
     # Cached, the folder of a sweep is that of the first process in those of a launcher, too.
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("job_dir", job_dir, replace=True)
+    OmegaConf.register_new_resolver("config_groups", config_groups, replace=True)
 
 
 register()  # on import, as a launcher's processes have nothing of ours but `_train`
@@ -125,6 +136,8 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, UserError):
             return str(cause)
     text = "\n".join(str(cause) for cause in chain)
+    if "Could not override 'wandb'" in text:
+        return "wandb is no group: tracker=wandb, or `wandb sweep configs/wandb/NAME.yaml`"
     path = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
     if unknown and unknown[2] in SCHEMAS:

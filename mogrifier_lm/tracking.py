@@ -314,7 +314,7 @@ def _last_row(run: Any, run_dir: Path) -> int:
     own, last = Path(run.settings.sync_dir), 0
     for folder in run_dir.glob(f"wandb/*run-*-{run.id}*"):
         if folder.resolve() != own.resolve():
-            rows = read_offline(folder)["history"]
+            rows = [r["history"]["item"] for r in _records(folder) if r["type"] == "history"]
             last = max([last, *(row["row"] for row in rows if "row" in row)])
     return last
 
@@ -329,21 +329,25 @@ def read_offline(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: they cannot be read.
     """
-
-    def inspect(*options: str) -> str:
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json"]
-        done = subprocess.run([*command, str(folder)], capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"wandb cannot read {folder}: {done.stderr.strip()}")
-        return done.stdout
-
-    records = [json.loads(line) for line in inspect().splitlines()]
-    head = json.loads(inspect("--summary"))
+    records = _records(folder)
+    head = json.loads(_inspect(folder, "--summary"))
     return {
         "run": next((r["run"] for r in records if r["type"] == "run"), {}),
         "history": [r["history"]["item"] for r in records if r["type"] == "history"],
         **{key: head[key] for key in ("config", "summary", "state")},
     }
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _inspect(folder).splitlines()]
+
+
+def _inspect(folder: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"wandb cannot read {folder}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _setup() -> None:

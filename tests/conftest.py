@@ -1,6 +1,7 @@
 """What the tests share: a small text, a cache of their own, no accounts, no network."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 
 from mogrifier_lm import cli
 from mogrifier_lm.data.synthetic import SyntheticLanguage
+from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +21,33 @@ def isolated(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def own_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No account, settings or WANDB_ variables of the user; a new wandb session for each test."""
+    wandb = pytest.importorskip("wandb")
+    from wandb.sdk.lib import wbauth
+
+    for name in [*os.environ]:
+        if name.startswith("WANDB_") or name == "NETRC":
+            monkeypatch.delenv(name)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    yield
+    wandb.teardown()
+    wbauth.unauthenticate_session(update_settings=False)
+
+
+@pytest.fixture
+def server(own_wandb: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStandIn]:
+    """A W&B server, and an account there."""
+    with WandbStandIn() as stand_in:
+        monkeypatch.setenv("WANDB_BASE_URL", stand_in.url)
+        monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+        yield stand_in
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,10 @@
 
 import json
 import logging
-import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +13,12 @@ import pytest
 
 from mogrifier_lm import tracking
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.tracking import Tracker, build_tracker
+from mogrifier_lm.tracking import Tracker, build_tracker, read_offline
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
-wandb = pytest.importorskip("wandb")
+pytest.importorskip("wandb")
 
-
-@pytest.fixture(autouse=True)
-def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No account, settings or WANDB_ variables of the user; a new wandb session for each test."""
-    from wandb.sdk.lib import wbauth
-
-    for name in [*os.environ]:
-        if name.startswith("WANDB_") or name == "NETRC":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    yield
-    wandb.teardown()
-    wbauth.unauthenticate_session(update_settings=False)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStandIn]:
-    with WandbStandIn() as stand_in:
-        monkeypatch.setenv("WANDB_BASE_URL", stand_in.url)
-        monkeypatch.setenv("WANDB_API_KEY", API_KEY)
-        yield stand_in
+pytestmark = pytest.mark.usefixtures("own_wandb")
 
 
 def build(run_dir: Path, **changes: Any) -> Tracker:
@@ -65,11 +39,20 @@ def row(step: int) -> dict[str, float]:
     return {"step": step, "epoch": 1, "tokens": 700 * step, "seconds": 2.0, "train/ppl": 9.0 / step}
 
 
-def inspect(run_dir: Path, *options: str) -> str:
-    """What wandb's own reader finds in the only offline run below run_dir."""
-    (folder,) = run_dir.glob("wandb/offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(folder)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def offline(run_dir: Path) -> list[dict[str, Any]]:
+    """What wandb's own reader finds in the offline runs below run_dir, oldest first."""
+    return [read_offline(path) for path in sorted(run_dir.glob("wandb/offline-run-*"))]
+
+
+def sync(*arguments: object) -> None:
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def write_metrics(run_dir: Path, steps: range) -> None:
+    """metrics.jsonl as it is after a checkpoint."""
+    text = "".join(json.dumps(row(step)) + "\n" for step in steps)
+    run_dir.joinpath("metrics.jsonl").write_text(text)
 
 
 def test_import_of_tracking_leaves_wandb_alone() -> None:
@@ -88,29 +71,76 @@ def test_online(server: WandbStandIn, tmp_path: Path) -> None:
     assert run["displayName"] == "model.rounds=5"
     assert run["tags"] == ["ptb", "mogrifier"]
     assert run["config"]["model"]["value"] == {"rounds": 5}
-    assert [r["tokens"] for r in run["history"]] == [700, 1400, 2100]
+    assert [r.get("tokens") for r in run["history"]] == [700, 1400, 2100, None]
     assert run["summary"]["valid/static/ppl"] == 3.5
     assert run["summary"]["status"] == "completed"
     assert run["exit"] == 0
-    assert {m.get("1") or m.get("2") for m in run["config"]["_wandb"]["value"]["m"]} >= {
-        "tokens",
-        "*",
-    }
+    assert [r.get("row") for r in run["history"]] == [1, 2, 3, None]
+    defined = {m.get("1") or m.get("2"): m for m in run["config"]["_wandb"]["value"]["m"]}
+    assert {"step", "epoch", "tokens", "seconds", "train/*", "valid/*"} <= set(defined)
 
 
-def test_resume_appends_to_the_same_run(server: WandbStandIn, tmp_path: Path) -> None:
-    with build(tmp_path / "a") as first:
-        first.log(row(1))
-        first.log(row(2))
-    with build(tmp_path / "a", run_id=first.run_id) as second:
-        second.log(row(2))  # done again, as after a checkpoint older than the last row
-        second.log(row(3))
-    assert second.run_id == first.run_id
+@pytest.mark.parametrize("sent", [2, 5], ids=["rows lost", "rows done again"])
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_resume_keeps_every_row_once(
+    server: WandbStandIn, tmp_path: Path, mode: str, sent: int
+) -> None:
+    """The first part was killed after `sent` rows had left it, the last checkpoint at row 3."""
+    with build(tmp_path, mode=mode) as first:
+        for step in range(1, sent + 1):
+            first.log(row(step))
+    write_metrics(tmp_path, range(1, 4))
+    with build(tmp_path, mode=mode, run_id=first.run_id) as second:
+        for step in range(4, 8):
+            second.log(row(step))
+        second.summary({"valid": {"static": {"ppl": 3.5}}})
+    assert first.run_id == second.run_id
+    if mode == "offline":
+        sync(*sorted(tmp_path.glob("wandb/offline-run-*")))
     (run,) = server.runs.values()
-    assert [r["step"] for r in run["history"]] == [1, 2, 2, 3]
+    rows = [r for r in run["history"] if "row" in r]
+    assert [r["step"] for r in rows] == [r["row"] for r in rows] == list(range(1, 8))
+    assert run["summary"]["valid/static/ppl"] == 3.5
 
 
-def test_runs_of_one_process_are_distinct(server: WandbStandIn, tmp_path: Path) -> None:
+def test_rows_of_a_part_without_wandb_are_sent(server: WandbStandIn, tmp_path: Path) -> None:
+    write_metrics(tmp_path, range(1, 4))
+    with build(tmp_path) as tracker:
+        tracker.log(row(4))
+    (run,) = server.runs.values()
+    assert [r["step"] for r in run["history"]] == [1, 2, 3, 4]
+
+
+def test_an_agent_of_a_wandb_sweep_finds_its_run(
+    server: WandbStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "theirs")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    build(tmp_path).close()
+    assert server.runs["theirs"]["sweep"] == "abc"
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_model_is_an_artifact(server: WandbStandIn, tmp_path: Path, mode: str) -> None:
+    file = Path("checkpoints/best/model.safetensors")
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_bytes(b"weights")
+    with build(tmp_path, mode=mode) as tracker:
+        tracker.log_model(tmp_path, [file], {"valid": {"static": {"ppl": 3.5}}})
+    if mode == "offline":
+        assert not server.artifacts
+        sync(*tmp_path.glob("wandb/offline-run-*"))
+    artifact = server.artifacts[f"model-{tracker.run_id}"]
+    assert artifact["committed"] and artifact["artifactTypeName"] == "model"
+    assert json.loads(artifact["metadata"]) == {"valid/static/ppl": 3.5}
+    assert artifact["files"][str(file)] == b"weights"
+    assert json.loads(artifact["files"]["summary.json"]) == {"valid": {"static": {"ppl": 3.5}}}
+
+
+def test_runs_of_one_process_are_distinct(
+    server: WandbStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "theirs")  # of a process around: not all jobs of a multirun
     first = build(tmp_path / "0")
     first.log(row(1))
     second = build(tmp_path / "1", config={"model": {"rounds": 6}})  # the first was never closed
@@ -136,13 +166,12 @@ def test_auto_without_a_key_is_offline_and_readable(tmp_path: Path) -> None:
         tracker.log(row(2))
         tracker.summary({"test": {"dynamic": {"ppl": 2.5}}})
     tracker.close()  # again
-    records = [json.loads(line) for line in inspect(tmp_path).splitlines()]
-    rows = [r["history"]["item"] for r in records if r["type"] == "history"]
-    assert [r["step"] for r in rows] == [1, 2]
-    assert '"sweep-1"' in inspect(tmp_path)
-    head = json.loads(inspect(tmp_path, "--summary"))
-    assert head["summary"]["test/dynamic/ppl"] == 2.5
-    assert head["config"]["model"]["rounds"] == 5
+    (found,) = offline(tmp_path)
+    assert [r.get("step") for r in found["history"]] == [1, 2, None]
+    assert (found["run"]["run_group"], found["run"]["job_type"]) == ("sweep-1", "train")
+    assert found["summary"]["test/dynamic/ppl"] == 2.5
+    assert found["config"]["model"]["rounds"] == 5
+    assert found["state"] == "finished"
 
 
 def test_an_image_is_kept(tmp_path: Path) -> None:
@@ -250,10 +279,10 @@ def test_a_server_that_dies_blocks_nothing(
     assert time.perf_counter() - start < 2.0 + 5.0
     with WandbStandIn() as later:  # what the warning says to do brings every row
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
-        advice = shlex.split(caplog.messages[-1].partition("upload it with: wandb ")[2])
-        subprocess.run([sys.executable, "-m", "wandb", *advice], check=True, capture_output=True)
+        sync(*shlex.split(caplog.messages[-1].partition("upload it with: wandb sync ")[2]))
     assert tracker.run_id is not None
-    assert [r["step"] for r in later.runs[tracker.run_id]["history"]] == list(range(1, 500))
+    rows = [r["step"] for r in later.runs[tracker.run_id]["history"] if "row" in r]
+    assert rows == list(range(1, 500))
     assert later.runs[tracker.run_id]["summary"]["test/ppl"] == 4.5
 
 

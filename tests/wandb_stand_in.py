@@ -1,7 +1,8 @@
 """A loopback stand-in for a W&B server, enough for the real client to start, log, resume, finish.
 
-It answers the few GraphQL operations of a run's life and the stream of its rows; an operation it
-does not know gets an empty answer. Files of a run are taken and thrown away.
+It answers the few GraphQL operations of a run's life, of an artifact's and of saved workspaces and
+reports, and the stream of rows; an operation it does not know gets an empty answer. Files of a run
+are taken and thrown away, those of an artifact kept.
 
     with WandbStandIn() as server:      # server.url for WANDB_BASE_URL
         ...
@@ -28,11 +29,15 @@ class WandbStandIn:
 
     Attributes:
         runs: run id -> {"history": rows, "summary", "config", "groupName", "jobType", "tags",
-            "displayName", "project", "entity", "exit"}, as far as the client sent them.
+            "displayName", "project", "entity", "sweep", "exit"}, as far as the client sent them.
+        artifacts: name -> {"artifactTypeName", "metadata", "files": path -> bytes, "committed"}.
+        views: workspaces and reports as they were saved: {"displayName", "spec", "type", ...}.
     """
 
     def __init__(self, reject_key: bool = False) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.views: list[dict[str, Any]] = []
         self.reject_key = reject_key
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -92,7 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply({})
 
     def do_PUT(self) -> None:
-        self._body()
+        body = self._body()
+        if found := re.fullmatch(r"/artifact/([^/]+)/(.+)", self.path):
+            self.server.stand_in.artifacts[found[1]]["files"][found[2]] = body
         self._reply({})
 
     def do_POST(self) -> None:
@@ -149,7 +156,15 @@ class _Handler(BaseHTTPRequestHandler):
                 with self.server.stand_in.lock:
                     inserted = name not in runs
                     run = runs.setdefault(name, {"history": []})
-                    keys = "project", "entity", "groupName", "jobType", "tags", "displayName"
+                    keys = (
+                        "project",
+                        "entity",
+                        "groupName",
+                        "jobType",
+                        "tags",
+                        "displayName",
+                        "sweep",
+                    )
                     run |= {k: variables[k] for k in keys if variables.get(k) is not None}
                     if variables.get("config"):
                         run["config"] = json.loads(variables["config"])
@@ -165,6 +180,71 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
                 answer = {"runID": variables["run"], "uploadHeaders": [], "files": files}
                 return {"createRunFiles": answer}
+            case "UpsertView2" | "upsertView":
+                self.server.stand_in.views.append(variables)
+                project = {"name": variables["projectName"], "entityName": variables["entityName"]}
+                view = {"id": "v", "name": variables["name"], "project": project}
+                view |= {key: variables[key] for key in ("displayName", "description")}
+                view |= {"spec": json.loads(variables["spec"]), "type": variables["type"]}
+                return {"upsertView": {"view": view, "inserted": True}}
+            case "ProjectInternalId":
+                return {"project": {"id": "p", "internalId": "cDoxOjE="}}
+            case "GetProjects":
+                page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+                node = {"__typename": "Project", "id": "p", "name": "p", "entityName": "me"}
+                node |= {"createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
+                return {"models": {"pageInfo": page, "edges": [{"node": node}]}}
+            case other:
+                return self._artifact(other, variables)
+
+    def _artifact(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Its operations; artifacts go by their name as their id."""
+        artifacts, url = self.server.stand_in.artifacts, self.server.stand_in.url
+        match operation:
+            case "ArtifactType":
+                return {"project": {"artifact": None}}
+            case "CreateArtifact":
+                name = variables["input"]["artifactCollectionName"]
+                artifacts[name] = {**variables["input"], "files": {}, "committed": False}
+                made = {
+                    "id": name,
+                    "state": "PENDING",
+                    "artifactSequence": {"latestArtifact": None},
+                }
+                return {"createArtifact": {"artifact": made}}
+            case "CreateArtifactManifest":
+                upload = f"{url}/upload/{variables['name']}"
+                file = {"id": "f", "uploadUrl": upload, "uploadHeaders": []}
+                return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+            case "CreateArtifactFiles":
+                edges = [
+                    {
+                        "node": {
+                            "storagePath": file["name"],
+                            "uploadUrl": f"{url}/artifact/{file['artifactID']}/{file['name']}",
+                            "uploadHeaders": [],
+                            "uploadMultipartUrls": None,
+                            "artifact": {"id": file["artifactID"]},
+                        }
+                    }
+                    for file in variables["input"]["artifactFiles"]
+                ]
+                return {"createArtifactFiles": {"files": {"edges": edges}}}
+            case "CommitArtifact":
+                name = variables["artifactID"]
+                artifacts[name]["committed"] = True
+                return {"commitArtifact": {"artifact": {"id": name, "digest": "d"}}}
+            case "ArtifactByID":
+                name = variables["id"]
+                project = {"id": "p", "internalId": "p", "name": "p", "entity": {"name": "me"}}
+                sequence = {"__typename": "ArtifactSequence", "name": name, "project": project}
+                facts = {"__typename": "Artifact", "id": name, "state": "COMMITTED", "size": 1}
+                facts |= {"artifactSequence": sequence, "versionIndex": 0, "digest": "d"}
+                facts |= {"artifactType": {"name": artifacts[name]["artifactTypeName"]}}
+                facts |= {"description": None, "metadata": artifacts[name]["metadata"], "tags": []}
+                facts |= {"ttlDurationSeconds": -1, "ttlIsInherited": True, "historyStep": 0}
+                facts |= {"commitHash": "c", "fileCount": 1, "aliases": [], "updatedAt": None}
+                return {"artifact": facts | {"createdAt": "2026-01-01T00:00:00Z"}}
             case _:
                 return {}
 

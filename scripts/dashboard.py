@@ -1,0 +1,37 @@
+"""Build the W&B workspace and report of a project's runs, or of one sweep's.
+
+python scripts/dashboard.py project=mogrifier_lm entity=NAME
+python scripts/dashboard.py project=mogrifier_lm entity=NAME group=SWEEP report=false
+python scripts/dashboard.py project=mogrifier_lm entity=NAME out=workspace.json
+
+Panels: perplexity against rounds by hidden size, mean and spread over seeds; curves over tokens,
+epochs and seconds; gradient norms; cost against perplexity; parallel coordinates; the machine. A
+sweep's group is its folder's name. Saving needs a W&B account (`wandb login`) and runs that have
+been uploaded; out=FILE writes the workspace as JSON and needs neither. Each call makes a new
+workspace and a new report, and prints their addresses.
+"""
+
+from pathlib import Path
+
+from mogrifier_lm.cli import script
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.reports.dashboard import build_report, build_workspace, save, to_json
+
+
+def main(
+    *, project: str, entity: str, group: str = "", out: str = "", report: str = "true"
+) -> None:
+    if report not in ("true", "false"):
+        raise UserError(f"report={report}: true or false")
+    workspace = build_workspace(project, entity, group)
+    if out:
+        Path(out).write_text(to_json(workspace) + "\n")
+        print(out)
+        return
+    print(save(workspace))
+    if report == "true":
+        print(save(build_report(project, entity, group)))
+
+
+if __name__ == "__main__":
+    script(main)
