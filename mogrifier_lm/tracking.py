@@ -94,24 +94,26 @@ class Tracker:
         """Upload files of a run, and `metadata` as summary.json, as an artifact of type "model".
 
         The names are those in the run's folder, so that `load_model` reads what is downloaded. It
-        waits for the upload, as long as it takes at SLOWEST_UPLOAD.
+        waits for the upload, as long as it takes at SLOWEST_UPLOAD; where the server was lost,
+        wandb takes 20 s to say so and the files are not uploaded by a later `wandb sync` either.
         """
-        if self._run is not None:
-            self._guarded(lambda: self._log_model(run_dir, files, metadata))
-
-    def _log_model(self, run_dir: Path, files: Sequence[Path], metadata: Mapping[str, Any]) -> None:
+        if self._run is None:
+            return
         import wandb
 
-        artifact = wandb.Artifact(
-            f"model-{self.run_id}", type="model", metadata=dict(_flatten(metadata))
-        )
-        for file in files:
-            artifact.add_file(str(run_dir / file), name=file.as_posix())
-        with artifact.new_file("summary.json") as summary:
-            json.dump(metadata, summary, indent=2)
-        logged = self._run.log_artifact(artifact, aliases=["best"])
-        if not self._run.offline:
-            logged.wait(timeout=int(FINISH_TIMEOUT + artifact.size / SLOWEST_UPLOAD))
+        try:
+            artifact = wandb.Artifact(
+                f"model-{self.run_id}", type="model", metadata=dict(_flatten(metadata))
+            )
+            for file in files:
+                artifact.add_file(str(run_dir / file), name=file.as_posix())
+            with artifact.new_file("summary.json") as summary:
+                json.dump(metadata, summary, indent=2)
+            logged = self._run.log_artifact(artifact, aliases=["best"])
+            if not self._run.offline:
+                logged.wait(timeout=int(FINISH_TIMEOUT + artifact.size / SLOWEST_UPLOAD))
+        except Exception as error:
+            log.warning("W&B has not got the checkpoint of %s: %s", run_dir, _one_line(error))
 
     def summary(self, values: Mapping[str, object]) -> None:
         """Set the run's final values; nested ones under joined keys such as "valid/static/ppl".

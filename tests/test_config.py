@@ -8,12 +8,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mogrifier_lm.config import Config, ModelConfig, validate, without_effect
 from mogrifier_lm.errors import UserError
 from tests.conftest import ROOT, compose_config
 
-GROUP_FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "configs")
+FOR_WANDB = sorted((ROOT / "configs/wandb").glob("*.yaml"))  # not of train.py
+GROUP_FILES = sorted(p for p in (ROOT / "configs").glob("*/**/*.yaml") if p not in FOR_WANDB)
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -54,6 +56,29 @@ def test_every_documented_command_composes(command: str) -> None:
         swept = "-m" in arguments and "," in value and "[" not in value
         overrides.append(f"{key}={value.split(',')[0]}" if swept else argument)
     validate(compose_config(overrides))
+
+
+@pytest.mark.parametrize("path", FOR_WANDB, ids=lambda p: p.stem)
+def test_every_value_of_a_wandb_sweep_composes(path: Path) -> None:
+    """Its command is expanded as wandb's agent does it, by wandb's own code."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    sweep = yaml.safe_load(path.read_text())
+    values = {
+        key: spec.get("values") or [spec["min"], spec["max"]]
+        for key, spec in sweep["parameters"].items()
+    }
+    jobs = [{key: options[0] for key, options in values.items()}]
+    jobs += [jobs[0] | {key: value} for key, options in values.items() for value in options]
+    for job in jobs:
+        macros = utils.create_sweep_command_args({"args": {k: {"value": job[k]} for k in job}})
+        macros |= {"env": [], "interpreter": ["python"], "program": [sweep["program"]]}
+        arguments: list[str] = []
+        for chunk in utils.create_sweep_command(sweep["command"]):
+            arguments += macros[chunk[2:-1]] if chunk.startswith("${") else [chunk]
+        assert arguments[:2] == ["python", "train.py"]
+        config = validate(compose_config(arguments[2:]))
+        assert config.seed == job.get("seed", 1) and config.model.rounds == job["model.rounds"]
+    assert sweep["metric"]["name"] in ("valid/static/ppl", "valid/ppl")
 
 
 def test_constructors_refuse_unknown_keys() -> None:
@@ -124,10 +149,15 @@ def test_imports_point_downwards(layer: str) -> None:
                 assert name != banned and not name.startswith(f"{banned}."), f"{path.name}: {name}"
 
 
-def test_only_tracking_imports_wandb() -> None:
-    for path in (ROOT / "mogrifier_lm").rglob("*.py"):
-        if path.name != "tracking.py":
-            assert "wandb" not in {name.split(".")[0] for name in imported(path)}, path
+@pytest.mark.parametrize(
+    ("library", "place"),
+    [("wandb", "tracking.py"), ("wandb_workspaces", "reports/dashboard.py")],
+)
+def test_a_library_of_wandb_is_imported_in_one_place(library: str, place: str) -> None:
+    package = ROOT / "mogrifier_lm"
+    for path in package.rglob("*.py"):
+        if path != package / place:
+            assert library not in {name.split(".")[0] for name in imported(path)}, path
 
 
 def test_ranges_name_the_key() -> None:

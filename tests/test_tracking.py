@@ -6,14 +6,18 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mogrifier_lm import tracking
+from mogrifier_lm.config import validate
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.run import run, short_name
 from mogrifier_lm.tracking import Tracker, build_tracker, read_offline
+from tests.conftest import compose_config
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 pytest.importorskip("wandb")
@@ -286,6 +290,34 @@ def test_a_server_that_dies_blocks_nothing(
     assert later.runs[tracker.run_id]["summary"]["test/ppl"] == 4.5
 
 
+def test_training_goes_on_without_its_server(
+    server: WandbStandIn, monkeypatch: pytest.MonkeyPatch, small: list[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tracking, "FINISH_TIMEOUT", 2.0)
+    log = Tracker.log
+
+    def stop_at_third(tracker: Tracker, metrics: Mapping[str, float]) -> None:
+        if len(tmp_path.joinpath("metrics.jsonl").read_text().splitlines()) == 3:
+            server.stop()
+        log(tracker, metrics)
+
+    monkeypatch.setattr(Tracker, "log", stop_at_third)
+    config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=online"]))
+    began = time.perf_counter()
+    run(config, tmp_path, [], None)
+    assert time.perf_counter() - began < 30  # of which 2 wait for the server
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 12
+    with WandbStandIn() as later:
+        monkeypatch.setenv("WANDB_BASE_URL", later.url)
+        sync("--include-online", *tmp_path.glob("wandb/run-*"))
+    (seen,) = later.runs.values()
+    assert [r["step"] for r in seen["history"] if "row" in r] == [r["step"] for r in rows]
+    assert seen["summary"]["test/static/ppl"] == summary["test"]["static"]["ppl"]
+
+
 KILL_THE_SERVICE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -372,3 +404,12 @@ def test_no_tracker_takes_every_call(tmp_path: Path, changes: dict[str, Any]) ->
     tracker.close()
     assert tracker.run_id is None
     assert not list(tmp_path.iterdir())
+
+
+def test_names_are_short_and_tell_runs_apart() -> None:
+    assert short_name(["model.rounds=3", "model.hidden_size=200", "seed=1", "tracker=none"]) == (
+        "rounds=3,hidden_size=200,seed=1"
+    )
+    overrides = ["sweep=rounds", "data=ptb", "data.dir=/text", "model.seed=1", "seed=2", "+a.b=3"]
+    assert short_name(overrides) == "data=ptb,model.seed=1,seed=2,b=3"
+    assert short_name([]) == ""
