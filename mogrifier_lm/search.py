@@ -25,6 +25,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import locked, write_json
 from mogrifier_lm.reports.search import NAME, storage
 from mogrifier_lm.reports.sweep import STUDY, about, read_runs, validations, write_report
+from mogrifier_lm.reports.sweep_run import track_sweep
 from mogrifier_lm.reports.table import objective
 from mogrifier_lm.spaces import as_override, check, read_space
 
@@ -219,6 +220,7 @@ class Search:
                     run.wait()
             if not _ended(study, "COMPLETE"):
                 raise UserError(f"{self.dir}: no trial has completed")
+            self._report(ended=True)
 
     def _study(self) -> "optuna.Study":
         """The study of the folder, a new one where there is none.
@@ -288,9 +290,12 @@ class Search:
             text = f"best {math.exp(study.best_value):.2f} (trial {best.number}), {text}"
         return f"{text}, {about(pace * left)}" if pace and left else text
 
-    def _report(self) -> None:
+    def _report(self, ended: bool = False) -> None:
         try:
-            write_report(read_runs([self.dir]), self.dir / "report")
+            runs = read_runs([self.dir])
+            write_report(runs, self.dir / "report")
+            if ended:
+                track_sweep(runs, self.dir.resolve())
         except Exception:  # the runs are worth more than their report
             log.warning("the report of %s is not written", self.dir, exc_info=True)
 

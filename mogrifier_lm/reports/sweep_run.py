@@ -9,7 +9,15 @@ from typing import Any
 
 from mogrifier_lm.config import load_config
 from mogrifier_lm.files import write_json
-from mogrifier_lm.reports.sweep import Run, completed, evaluators, mean_sd, number, run_table
+from mogrifier_lm.reports.sweep import (
+    Run,
+    completed,
+    evaluators,
+    mean_sd,
+    number,
+    run_table,
+    study_of,
+)
 from mogrifier_lm.reports.sweep_plots import series
 from mogrifier_lm.tracking import build_tracker
 
@@ -53,7 +61,7 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
         if names:
             tracker.log_image("sweep/plot", folder / "sweep.png")
         x_key, lines = series(runs)
-        if names and x_key:
+        if names and x_key and not study_of(runs):  # of a search each run is a line
             means = {
                 label: [
                     (x, mean_sd([run.ppl("valid", names[0]) for run in at])[0]) for x, at in line
