@@ -152,13 +152,18 @@ def explain(error: BaseException) -> str:
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def of_submitit(error: Exception) -> str:
-    """One line for an error of submitit: no SLURM, a job that is refused, or one that died."""
+def of_launcher(error: Exception) -> str:
+    """One line for an error of joblib or submitit: a process or job that died or was refused."""
     lines = str(error).splitlines()
     died = re.match(r"Job (\S+) .*with path (.*)_result\.pkl", lines[0])
     if died:
         return (
             f"job {died[1]} {lines[1]}: its log is {died[2]}_log.out; the other jobs go on, and "
+            "the same command with hydra.sweep.dir=DIR goes on with what is left"
+        )
+    if lines[0].startswith("A worker process"):
+        return (
+            "a process of the sweep was killed (too little memory?) and the others ended with it; "
             "the same command with hydra.sweep.dir=DIR goes on with what is left"
         )
     if lines[0].endswith("with trace:"):
@@ -179,9 +184,10 @@ def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
         sys.exit(1)
     except (RuntimeError, NameError) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        if debug or not any("/submitit/" in frame.filename for frame in frames):
+        plugins = ("/joblib/", "/submitit/")
+        if debug or not any(name in frame.filename for frame in frames for name in plugins):
             raise
-        print(f"error: {of_submitit(error)}", file=sys.stderr)
+        print(f"error: {of_launcher(error)}", file=sys.stderr)
         sys.exit(1)
     except AssertionError as error:  # OmegaConf's, for a key of a group that is null
         if "Unexpected type for root" not in str(error):

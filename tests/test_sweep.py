@@ -197,11 +197,13 @@ def test_a_run_stopped_by_its_launcher_is_interrupted(
         ("Job 6_1 (task: 0) with path /s/6_1_0_result.pkl\nhas not produced any output "
          "(state: FAILED)\nNo error stream\n---\nlines",
          "job 6_1 has not produced any output (state: FAILED): its log is /s/6_1_0_log.out; "),
+        ("A worker process managed by the executor was unexpectedly terminated. This...\n\nThe",
+         "a process of the sweep was killed (too little memory?) and the others ended with it; "),
         ("Job (task=0) failed during processing with trace:\n---\nTraceback\nKeyError: 'x'",
          "a job failed before its run began: KeyError: 'x'"),
     ],
 )  # fmt: skip
-def test_errors_of_submitit_are_one_line(
+def test_errors_of_launchers_are_one_line(
     text: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:

@@ -11,9 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,29 +59,33 @@ def show(command: str) -> str:
 
 
 class Sweep:
-    """A sweep of tiny runs in a folder of its own, started again by `start`."""
+    """A sweep of tiny runs in the folder `name` of `cwd`."""
 
     def __init__(self, cwd: Path, cache_dir: Path, name: str, *overrides: str) -> None:
         self.cwd, self.dir = cwd, cwd / name
-        shown = [
-            "-m", "hydra/launcher=slurm", "hydra.launcher.partition=test",
-            "hydra.launcher.cpus_per_task=1", f"hydra.sweep.dir={name}", "model.hidden_size=12",
-            *overrides,
-        ]  # fmt: skip
+        self.process: subprocess.Popen[str] | None = None
+        launcher = ["hydra/launcher=slurm", "hydra.launcher.partition=test",
+                    "hydra.launcher.cpus_per_task=1"]  # fmt: skip
+        shown = ["-m", *launcher, f"hydra.sweep.dir={name}", "model.hidden_size=12", *overrides]
         self.shown = " ".join(["python train.py", *shown])
         own = [f"data.cache_dir={cache_dir}", "tracker=none", "evaluators.static.batch_size=64"]
         self.command = [sys.executable, str(ROOT / "train.py"), *shown, *own]
 
-    def start(self) -> subprocess.Popen[str]:
-        print(f"\n$ {self.shown}")
-        return subprocess.Popen(self.command, cwd=self.cwd, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT)  # fmt: skip
+    def start(self) -> None:
+        lines = textwrap.wrap(self.shown, 96, break_on_hyphens=False, break_long_words=False)
+        print("\n$ " + " \\\n    ".join(lines))
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(self.command, cwd=self.cwd, text=True, **pipes)
 
-    def end(self, process: subprocess.Popen[str], code: int) -> str:
+    def end(self, code: int) -> str:
         """The last line, after the command has ended with this code."""
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == code, output
-        return output.strip().splitlines()[-1]
+        assert self.process
+        output, _ = self.process.communicate(timeout=400)
+        assert self.process.returncode == code, output
+        last = output.strip().splitlines()[-1].replace(f"{self.cwd}/", "")
+        if code:
+            print(last)
+        return last
 
     def statuses(self) -> list[str]:
         return [row["status"] for row in rows(self.dir)]
@@ -88,13 +94,34 @@ class Sweep:
         """Of all jobs."""
         return "".join(path.read_text() for path in sorted(self.dir.glob(".submitit/*/*_log.out")))
 
+    def accounts(self) -> str:
+        """What SLURM has noted of the jobs of the last command."""
+        job = max(int(path.name.partition("_")[0]) for path in self.dir.glob(".submitit/[0-9]*"))
+        return show(f"sacct -X -D -j {job} -o JobID,State,ExitCode,NodeList,Elapsed")
+
     def show_report(self) -> None:
         report = self.dir / "report/sweep.md"
         lines = [line for line in report.read_text().splitlines() if line.startswith(("|", "##"))]
         print(f"\n$ grep '^[|#]' {report.relative_to(self.cwd)}\n" + "\n".join(lines))
 
-    def tidy(self, text: str) -> str:
-        return text.replace(f"{self.cwd}/", "")
+
+NewSweep = Callable[..., Sweep]
+
+
+@pytest.fixture
+def new_sweep(cluster: None, cache_dir: Path, tmp_path: Path) -> Iterator[NewSweep]:
+    """Makes sweeps, and ends their commands after a test that has failed."""
+    made = []
+
+    def new(name: str, *overrides: str) -> Sweep:
+        made.append(Sweep(tmp_path, cache_dir, name, *overrides))
+        return made[-1]
+
+    yield new
+    for sweep in made:
+        if sweep.process and sweep.process.poll() is None:
+            sweep.process.kill()
+            sweep.process.communicate()
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -126,83 +153,84 @@ def process_of(index: int) -> int:
     raise AssertionError(f"no process of job {index}")
 
 
-def test_a_sweep_over_two_nodes(cluster: None, cache_dir: Path, tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, cache_dir, "clean", "model.rounds=0,2", "seed=1,2",
-                  "trainer.max_steps=100", "trainer.valid_every=50")  # fmt: skip
-    sweep.end(sweep.start(), 0)
+def test_a_sweep_over_two_nodes(new_sweep: NewSweep) -> None:
+    sweep = new_sweep("clean", "model.rounds=0,2", "seed=1,2", "trainer.max_steps=100",
+                      "trainer.valid_every=50")  # fmt: skip
+    sweep.start()
+    sweep.end(0)
     until(queue_is_empty)
     assert sweep.statuses() == ["completed"] * 4
-    accounts = show("sacct -X -o JobID,State,ExitCode,NodeList")
+    accounts = sweep.accounts()
     assert "n1" in accounts and "n2" in accounts
     sweep.show_report()
 
 
-def test_a_killed_run_goes_on_by_the_same_command(
-    cluster: None, cache_dir: Path, tmp_path: Path
-) -> None:
-    sweep = Sweep(tmp_path, cache_dir, "killed", "model.rounds=0,2", "seed=1,2",
-                  "trainer.max_epochs=null", "trainer.max_steps=1500", "trainer.valid_every=500",
-                  "trainer.checkpoint_minutes=0.01")  # fmt: skip
-    process = sweep.start()
+def test_a_killed_run_goes_on_by_the_same_command(new_sweep: NewSweep) -> None:
+    sweep = new_sweep("killed", "model.rounds=0,2", "seed=1,2", "trainer.max_epochs=null",
+                      "trainer.max_steps=1500", "trainer.valid_every=500",
+                      "trainer.checkpoint_minutes=0.01")  # fmt: skip
+    sweep.start()
     until((sweep.dir / "1" / LAST).is_file)
     show("squeue -o %i,%j,%t,%N")
-    os.kill(process_of(1), signal.SIGKILL)
-    last = sweep.end(process, 1)
-    print(sweep.tidy(last))
+    process = process_of(1)
+    print(f"\n$ kill -KILL {process}")
+    os.kill(process, signal.SIGKILL)
+    last = sweep.end(1)
     assert last.startswith("error: job ") and "(state: FAILED)" in last
     until(queue_is_empty)
-    show("sacct -X -o JobID,State,ExitCode,NodeList")
+    sweep.accounts()
     sweep.show_report()
     assert sweep.statuses() == ["completed", "unfinished", "completed", "completed"]
     assert "going on" not in sweep.log()
 
-    sweep.end(sweep.start(), 0)
+    sweep.start()
+    sweep.end(0)
     until(queue_is_empty)
+    sweep.accounts()
     sweep.show_report()
     assert sweep.statuses() == ["completed"] * 4
+    assert "going on after step" in sweep.log()
     assert sweep.log().count("is completed: skipped") >= 3
     steps = [line["step"] for line in metrics(sweep.dir / "1") if "valid/ppl" in line]
-    assert "going on after step" in sweep.log() and steps == [500, 1000, 1500]
+    assert steps == [500, 1000, 1500]
 
 
-def test_a_run_at_its_time_limit_is_queued_again(
-    cluster: None, cache_dir: Path, tmp_path: Path
-) -> None:
+def test_a_run_at_its_time_limit_is_queued_again(new_sweep: NewSweep) -> None:
     # One minute is SLURM's least; its signal may come up to a minute before it was asked for.
-    def limited(name: str, *overrides: str) -> Sweep:
-        return Sweep(tmp_path, cache_dir, name, "model.rounds=0,", "hydra.launcher.timeout_min=1",
-                     "hydra.launcher.signal_delay_s=15", "trainer.max_minutes=0.75",
-                     "trainer.max_epochs=10000", "trainer.valid_every=500",
-                     "trainer.checkpoint_minutes=0.02", *overrides)  # fmt: skip
+    limits = ["trainer.max_epochs=10000", "trainer.max_minutes=0.75", "trainer.valid_every=500",
+              "trainer.checkpoint_minutes=0.02", "hydra.launcher.timeout_min=1",
+              "hydra.launcher.signal_delay_s=15"]  # fmt: skip
+    again = new_sweep("limit", "model.rounds=0", *limits, "hydra.launcher.max_num_timeout=5")
+    once = new_sweep("once", "model.rounds=0", *limits, "hydra.launcher.max_num_timeout=0")
+    again.start()
+    once.start()
 
-    again = limited("limit", "hydra.launcher.max_num_timeout=5")
-    once = limited("limit_once", "hydra.launcher.max_num_timeout=0")
-    both = again.start(), once.start()
-
-    last = once.end(both[1], 1)
-    print(once.tidy(last))
-    assert last == "error: limit_once/0: Job not requeued because: timed-out too many times."
+    assert once.end(1) == "error: once/0: Job not requeued because: timed-out too many times."
     assert once.statuses() == ["failed"]
 
-    until(lambda: "REQUEUED" in show("sacct -X -D -o JobID,State,NodeList"))
-    summary = json.loads((again.dir / "0/summary.json").read_text())
-    print(f"\n$ cat limit/0/summary.json\n{json.dumps(summary, indent=2)}")
-    assert summary["status"] == "interrupted" and "time limit" in summary["error"]
-    again.end(both[0], 0)
-    assert again.statuses() == ["completed"]
+    summary = again.dir / "0/summary.json"
+    until(summary.is_file)
+    assert json.loads(summary.read_text())["status"] == "interrupted"
+    assert "time limit" in json.loads(summary.read_text())["error"]
+    print(f"\n$ cat limit/0/summary.json\n{summary.read_text().strip()}")
+    show("squeue -o %i,%t,%r")
+    again.end(0)
+    until(queue_is_empty)
+    again.accounts()
+    print(
+        "\n$ grep -h 'Starting\\|Requeued\\|going on\\|training ended' limit/.submitit/*/*_log.out"
+    )
+    words = ("Starting", "Requeued", "going on", "training ended")
+    print(*(line for line in again.log().splitlines() if line.startswith(words)), sep="\n")
     again.show_report()
-    for line in again.log().splitlines():
-        if any(words in line for words in ("Requeued", "going on after", "training ended")):
-            print(line.split(" - ")[-1])
+    assert again.statuses() == ["completed"]
     restarts = again.log().count("going on after step")
     assert restarts >= 1 and again.log().count("Starting with JobEnvironment") == restarts + 1
-    lines = metrics(again.dir / "0")
-    steps = [line["step"] for line in lines if "valid/ppl" in line]
-    assert steps == sorted(set(steps)), "a step is written once"
-    seconds = json.loads((again.dir / "0/summary.json").read_text())["seconds"]
+    steps = [line["step"] for line in metrics(again.dir / "0") if "valid/ppl" in line]
+    assert steps == sorted(set(steps)), "each validation is there once"
+    seconds = json.loads(summary.read_text())["seconds"]
     assert 45 <= seconds < 60, "the time of all parts together"
 
-    once.end(once.start(), 0)
-    until(queue_is_empty)
+    once.start()
+    once.end(0)
     assert once.statuses() == ["completed"] and "going on after step" in once.log()
-    show("sacct -X -D -o JobID,State,ExitCode,NodeList,Elapsed")
