@@ -217,11 +217,9 @@ def test_a_run_at_its_time_limit_is_queued_again(new_sweep: NewSweep) -> None:
     again.end(0)
     until(queue_is_empty)
     again.accounts()
-    print(
-        "\n$ grep -h 'Starting\\|Requeued\\|going on\\|training ended' limit/.submitit/*/*_log.out"
-    )
-    words = ("Starting", "Requeued", "going on", "training ended")
-    print(*(line for line in again.log().splitlines() if line.startswith(words)), sep="\n")
+    words = ("[0] Requeued", "[0] going on", "[0] training ended")
+    lines = [line for line in again.log().splitlines() if line.startswith(words)]
+    print("\n$ grep '^.0. [Rgt]' limit/.submitit/*/*_log.out", *lines, sep="\n")
     again.show_report()
     assert again.statuses() == ["completed"]
     restarts = again.log().count("going on after step")
