@@ -219,7 +219,11 @@ def test_a_run_at_its_time_limit_is_queued_again(new_sweep: NewSweep) -> None:
     again.accounts()
     words = ("[0] Requeued", "[0] going on", "[0] training ended")
     lines = [line for line in again.log().splitlines() if line.startswith(words)]
-    print("\n$ grep '^.0. [Rgt]' limit/.submitit/*/*_log.out", *lines, sep="\n")
+    print(
+        "\n$ grep -E '^.0. (Requeued|going on|training ended)' limit/.submitit/*/*_log.out",
+        *lines,
+        sep="\n",
+    )
     again.show_report()
     assert again.statuses() == ["completed"]
     restarts = again.log().count("going on after step")
