@@ -165,15 +165,42 @@ def explain(error: BaseException) -> str:
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
+def of_launcher(error: Exception) -> str:
+    """One line for an error of joblib or submitit: a process or job that died or was refused."""
+    lines = str(error).splitlines()
+    died = re.match(r"Job (\S+) .*with path (.*)_result\.pkl", lines[0])
+    if died:
+        return (
+            f"job {died[1]} {lines[1]}: its log is {died[2]}_log.out; the other jobs go on, and "
+            "the same command with hydra.sweep.dir=DIR goes on with what is left"
+        )
+    if lines[0].startswith("A worker process"):
+        return (
+            "a process of the sweep was killed (too little memory?) and the others ended with it; "
+            "the same command with hydra.sweep.dir=DIR goes on with what is left"
+        )
+    if lines[0].endswith("with trace:"):
+        return f"a job failed before its run began: {lines[-1]}"
+    return "; ".join(lines[:2])
+
+
 def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
     """Run an entry point; the user's errors become one line and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on and leaves the words to us
+    debug = "debug=true" in (argument.lower() for argument in sys.argv)
     try:
         main()
     except EXPECTED as error:
-        if "debug=true" in (argument.lower() for argument in sys.argv):
+        if debug:
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(1)
+    except (RuntimeError, NameError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        plugins = ("/joblib/", "/submitit/")
+        if debug or not any(name in frame.filename for frame in frames for name in plugins):
+            raise
+        print(f"error: {of_launcher(error)}", file=sys.stderr)
         sys.exit(1)
     except AssertionError as error:  # OmegaConf's, for a key of a group that is null
         if "Unexpected type for root" not in str(error):
@@ -281,10 +308,11 @@ def _run(
 
         return run(config, folder, overrides, sweep)
     except BaseException as error:
-        # SystemExit: SLURM's time limit, or a signal; what raised it has said why.
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         status = "interrupted" if interrupted else "failed"
         reason = explain(error) or type(error).__name__
+        if isinstance(error, SystemExit):  # raised by submitit, when SLURM sends its signal
+            reason = "at its time limit or preempted; it goes on when the queue starts it again"
         if begun or not holds_run:  # a command that is refused leaves the run that is there alone
             failure = {"status": status, "error": reason, "seed": node.seed}
             write_json(folder / "summary.json", failure)

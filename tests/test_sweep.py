@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from mogrifier_lm import cli
 from mogrifier_lm.checkpoint import BEST
 from mogrifier_lm.cli import as_values
 from mogrifier_lm.config import ModelConfig, validate
@@ -174,6 +175,47 @@ def test_a_failed_run_leaves_nothing_in_memory(tmp_path: Path) -> None:
     assert done.returncode == 1
     (sweep_dir,) = tmp_path.glob("runs/*/*")
     assert [row["error"] for row in rows(sweep_dir)] == [f"failure {i}" for i in (1, 2, 3)]
+
+
+def test_a_run_stopped_by_its_launcher_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object) -> float:
+        raise SystemExit(-1)  # what submitit's handler of SLURM's signal does
+
+    monkeypatch.setattr("mogrifier_lm.run.run", stopped)
+    with pytest.raises(SystemExit):
+        cli._run(compose_config(), tmp_path, [], sweep="sweep")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "interrupted" and "time limit" in summary["error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Could not detect srun", "Could not detect srun"),
+        ("Job 6_1 (task: 0) with path /s/6_1_0_result.pkl\nhas not produced any output "
+         "(state: FAILED)\nNo error stream\n---\nlines",
+         "job 6_1 has not produced any output (state: FAILED): its log is /s/6_1_0_log.out; "),
+        ("A worker process managed by the executor was unexpectedly terminated. This...\n\nThe",
+         "a process of the sweep was killed (too little memory?) and the others ended with it; "),
+        ("Job (task=0) failed during processing with trace:\n---\nTraceback\nKeyError: 'x'",
+         "a job failed before its run began: KeyError: 'x'"),
+    ],
+)  # fmt: skip
+def test_errors_of_launchers_are_one_line(
+    text: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise RuntimeError(text)
+
+    # A frame of the installed package is what tells that an error is submitit's.
+    names: dict[str, Any] = {"fail": fail}
+    exec(compile("def launch(): fail()", "site-packages/submitit/core.py", "exec"), names)
+    with pytest.raises(SystemExit):
+        cli.guarded(names["launch"])
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {line}") and printed.count("\n") == 1
 
 
 def test_a_budget_of_parameters_goes_with_a_backend_that_is_named() -> None:
