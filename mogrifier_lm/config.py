@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # used in `validate` alone, so that the package works without
     from omegaconf import DictConfig
 
 
+# Beside the package in a checkout, inside it in a wheel.
+_HERE = Path(__file__).resolve().parent
+CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+
 # Sources.
 AWD, MOGRIFIER, REWIRED = "arXiv 1708.02182", "arXiv 1909.01792", "arXiv 2211.01848"
 LAMB, DYNAMIC, CACHE = "LAMB", "arXiv 1709.07432", "arXiv 1612.04426"

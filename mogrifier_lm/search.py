@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mogrifier_lm import cli
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import locked, write_json
+from mogrifier_lm.job import as_values
 from mogrifier_lm.reports.search import NAME, storage
 from mogrifier_lm.reports.sweep import STUDY, about, read_runs, validations, write_report
 from mogrifier_lm.reports.sweep_run import track_sweep
@@ -165,7 +166,7 @@ class Search:
             raise UserError("trials, jobs, startup, warmup must be at least 1, sampler_seed 0")
         if wrong := [override for override in self.overrides if override.startswith(FOREIGN)]:
             raise UserError(f"{wrong[0]}: the trials of a search are single runs, inside its dir")
-        given = cli.as_values(self.overrides)
+        given = as_values(self.overrides)
         self.ranges = {k: r for k, r in read_space(self.space).items() if k not in given}
         self.settings = list(self.overrides)  # of every trial
         if "tracker.group" not in given:

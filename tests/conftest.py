@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from mogrifier_lm import cli
+from mogrifier_lm.config import CONFIG_DIR
 from mogrifier_lm.data.synthetic import SyntheticLanguage
+from mogrifier_lm.job import register
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 ROOT = Path(__file__).parent.parent
@@ -70,8 +71,8 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run."""
-    cli.register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIG_DIR)):
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         return compose("config", overrides=list(overrides))
 
 

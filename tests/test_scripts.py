@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mogrifier_lm.cli import _call, save_config
-from mogrifier_lm.config import validate
+from mogrifier_lm.cli import _call
+from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.data import WordTokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.run import run, saved_tokenizer

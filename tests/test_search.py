@@ -18,6 +18,7 @@ import pytest
 
 from mogrifier_lm import cli
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.explain import EXPECTED, explain
 from mogrifier_lm.files import locked
 from mogrifier_lm.reports.page import page
 from mogrifier_lm.reports.search import NAME, importances, storage
@@ -196,9 +197,9 @@ BAD_SPACES = {
 
 @pytest.mark.parametrize("text", BAD_SPACES)
 def test_a_wrong_space_is_one_clear_line(text: str, make: Callable[..., Search]) -> None:
-    with pytest.raises(cli.EXPECTED) as caught:
+    with pytest.raises(EXPECTED) as caught:
         make(space=text)
-    line = cli.explain(caught.value)
+    line = explain(caught.value)
     assert BAD_SPACES[text] in line and "\n" not in line
 
 
@@ -210,9 +211,9 @@ def test_other_errors(make: Callable[..., Search], monkeypatch: pytest.MonkeyPat
         "trails=3": "unknown key trails",
         "seed=1,2": "seed",
     }.items():
-        with pytest.raises(cli.EXPECTED) as caught:
+        with pytest.raises(EXPECTED) as caught:
             make(override)
-        assert line in cli.explain(caught.value)
+        assert line in explain(caught.value)
     with pytest.raises(UserError, match="no space=smal; did you mean small?"):
         read_space("smal")
     with pytest.raises(UserError, match="trials, jobs, startup, warmup must be at least 1"):

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from mogrifier_lm import cli
 from mogrifier_lm.checkpoint import BEST
-from mogrifier_lm.cli import as_values
 from mogrifier_lm.config import ModelConfig, validate
 from mogrifier_lm.files import locked, write_json
+from mogrifier_lm.job import as_values, run_in
 from mogrifier_lm.kernels.recurrence import resolve
 from mogrifier_lm.run import build_model
 from tests.conftest import ROOT, compose_config
@@ -185,7 +185,7 @@ def test_a_run_stopped_by_its_launcher_is_interrupted(
 
     monkeypatch.setattr("mogrifier_lm.run.run", stopped)
     with pytest.raises(SystemExit):
-        cli._run(compose_config(), tmp_path, [], sweep="sweep")
+        run_in(compose_config(), tmp_path, [], sweep="sweep")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "interrupted" and "time limit" in summary["error"]
 

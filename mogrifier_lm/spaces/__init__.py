@@ -19,9 +19,9 @@ import hydra
 import yaml
 from omegaconf import OmegaConf
 
-from mogrifier_lm import cli
-from mogrifier_lm.config import nearest, validate
+from mogrifier_lm.config import CONFIG_DIR, nearest, validate
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.job import register
 
 if TYPE_CHECKING:
     import optuna
@@ -114,7 +114,8 @@ def check(space: Mapping[str, Range], overrides: Sequence[str]) -> dict[str, boo
         UserError, or an error of Hydra's: a key, a value or an override that no run can have.
     """
     configs = []
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIG_DIR)):
+    register()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         for values in zip_longest(*(r.extremes for r in space.values()), fillvalue=""):
             extremes = [as_override(k, v) for k, v in zip(space, values, strict=True) if v != ""]
             configs.append(validate(hydra.compose("config", overrides=[*overrides, *extremes])))
