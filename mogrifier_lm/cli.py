@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,11 +61,18 @@ def train() -> None:
     if parallel.RANK:  # the first process speaks for all
         logging.disable(logging.CRITICAL)
         os.environ["TQDM_DISABLE"] = "1"
+    main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
+
+    def run() -> None:
+        try:
+            main(train_job)()
+        except Exception:
+            if parallel.RANK:  # where the first has failed too, torchrun ends this one meanwhile
+                time.sleep(5)
+            raise
+
     guarded(
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")(
-            train_job
-        ),
-        "; resume=RUN_DIR goes on from the last checkpoint, hydra.sweep.dir=DIR with a sweep",
+        run, "; resume=RUN_DIR goes on from the last checkpoint, hydra.sweep.dir=DIR with a sweep"
     )
 
 

@@ -623,7 +623,6 @@ RESUMABLE = (
     "tracker",
     "trainer.max_",
     "trainer.early_stop=",
-    "trainer.log_every=",
     "trainer.checkpoint_minutes=",
 )
 

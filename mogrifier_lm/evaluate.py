@@ -14,7 +14,7 @@ from mogrifier_lm.data import Corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Result
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
-from mogrifier_lm.files import write_json
+from mogrifier_lm.files import locked, write_json
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.reports.table import score_table
 from mogrifier_lm.run import check_device, saved_corpus, score_all
@@ -39,12 +39,13 @@ def load_run(config: Config, run_dir: Path) -> tuple[LanguageModel, Corpus]:
 def evaluate_run(config: Config, run_dir: Path) -> None:
     """Score a run with the evaluators of the config; summary.json takes the new entries in."""
     model, corpus = load_run(config, run_dir)
-    scores, _ = score_all(config, model, corpus, SPLITS, run_dir)
-    path = run_dir / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {}
-    for split, entries in scores.items():
-        summary[split] = {**summary.get(split, {}), **entries}
-    write_json(path, summary)
+    with locked(run_dir):
+        scores, _ = score_all(config, model, corpus, SPLITS, run_dir)
+        path = run_dir / "summary.json"
+        summary = json.loads(path.read_text()) if path.is_file() else {}
+        for split, entries in scores.items():
+            summary[split] = {**summary.get(split, {}), **entries}
+        write_json(path, summary)
     log.info("\n%s", score_table(summary))
 
 

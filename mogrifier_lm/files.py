@@ -36,12 +36,17 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"another process is at work in {folder}: wait for its end, or end it"
+            f"another process is at work in {shown(folder)}: wait for its end, or end it"
         ) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def shown(path: Path) -> Path:
+    """The path from here, where it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def progress_bar(loop: Iterable[Any] | None = None, **options: Any) -> Any:

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 import time
 import traceback
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ from mogrifier_lm.config import (
 )
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.explain import explain
-from mogrifier_lm.files import locked, write_json
+from mogrifier_lm.files import locked, shown, write_json
+from mogrifier_lm.reports.sweep import MULTIRUN
 from mogrifier_lm.reports.table import objective
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,13 @@ def _claim(resume: str | None) -> str:
 def as_values(overrides: Sequence[str]) -> dict[str, str]:
     """key → value of overrides such as model.rounds=2."""
     return dict(override.partition("=")[::2] for override in overrides)
+
+
+def quoted(text: str) -> str:
+    """A text as a value in Hydra's grammar."""
+    if re.fullmatch(r"[\w./:@-]+", text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
@@ -119,21 +128,25 @@ def train_job(node: DictConfig) -> float:
     if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
         if parallel.RANK:
             return _follow(node, folder, overrides)
-        with locked(folder):
-            return run_in(node, folder, overrides)
+        try:
+            with locked(folder):
+                return run_in(node, folder, overrides)
+        finally:
+            if (folder.parent / MULTIRUN).is_file():  # a run of a sweep goes on alone
+                _report(folder.parent)
     if parallel.SIZE > 1:
         raise UserError("torchrun is for one run; a sweep is started without it")
     if "basic" not in hydra_config.launcher._target_:
         _among_others(hydra_config.job.num)
     try:
         with locked(folder):
-            return run_in(node, folder, overrides, sweep=folder.parent.name)
+            return run_in(node, folder, overrides, in_sweep=True)
     except Exception as error:
         reason = explain(error) or type(error).__name__
     finally:
         _report(folder.parent)
     # A new error: Hydra keeps it to the end of the sweep, and the old one's frames hold the model.
-    raise UserError(f"{_shown(folder)}: {reason}")
+    raise UserError(f"{shown(folder)}: {reason}")
 
 
 def _among_others(num: int) -> None:
@@ -149,69 +162,65 @@ def _follow(node: DictConfig, folder: Path, overrides: Sequence[str]) -> float:
     config = resume_config(node, folder, overrides) if node.resume else validate(node)
     from mogrifier_lm.run import run
 
-    return run(config, folder, overrides, None)
+    return run(config, folder, overrides)
 
 
 def run_in(
-    node: DictConfig, folder: Path, overrides: Sequence[str], sweep: str | None = None
+    node: DictConfig, folder: Path, overrides: Sequence[str], in_sweep: bool = False
 ) -> float:
     """Run a config in its folder, or what is left of it there; a failure leaves its reason."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else {}
     holds_run, begun = (folder / "checkpoints").exists(), False
     try:
-        if sweep and node.resume:
+        if in_sweep and node.resume:
             raise UserError(
                 f"resume={node.resume} goes on with one run; a sweep goes on by its own command "
                 "with hydra.sweep.dir=DIR"
             )
-        if holds_run and not (node.resume or sweep):
+        if holds_run and not (node.resume or in_sweep):
             raise UserError(
                 f"{folder} holds a run already: resume={folder}, or take another folder"
             )
         if not (holds_run or node.resume):
             write_json(folder / "overrides.json", as_values(overrides))
         config = resume_config(node, folder, overrides) if node.resume else validate(node)
-        if sweep and (folder / "config.yaml").is_file():
-            path = folder / "summary.json"
-            summary = json.loads(path.read_text()) if path.is_file() else {}
+        if in_sweep and (folder / "config.yaml").is_file():
             if load_config(folder) != config:
                 raise UserError(
-                    f"{_shown(folder)} holds a run of these overrides with another config.yaml: "
+                    f"{shown(folder)} holds a run of these overrides with another config.yaml: "
                     "take another hydra.sweep.dir"
                 )
             if summary.get("status") == "completed":
-                log.info("%s is completed: skipped", _shown(folder))
+                log.info("%s is completed: skipped", shown(folder))
                 return objective(summary)
         for key in without_effect(config, overrides):
             log.warning("%s has no effect beside the other settings", key)
         # Written before torch is imported: from here on a run that is killed can be resumed.
         save_config(config, folder)
-        (folder / "summary.json").unlink(missing_ok=True)  # of the part that failed
+        path.unlink(missing_ok=True)  # of the part that failed
         begun = True
         from mogrifier_lm.run import run
 
-        return run(config, folder, overrides, sweep)
+        return run(config, folder, overrides)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         status = "interrupted" if interrupted else "failed"
         reason = explain(error) or type(error).__name__
         if isinstance(error, SystemExit):  # raised by submitit, when SLURM sends its signal
             reason = "at its time limit or preempted; it goes on when the queue starts it again"
-        if begun or not holds_run:  # a command that is refused leaves the run that is there alone
-            failure = {"status": status, "error": reason, "seed": node.seed}
-            write_json(folder / "summary.json", failure)
+        # A command that is refused leaves the run that is there alone.
+        if begun or not (holds_run or summary.get("status") == "completed"):
+            write_json(path, {"status": status, "error": reason, "seed": node.seed})
         log.error("run %s: %s", status, reason)
         with open(folder / "train.log", "a") as file:
             traceback.print_exc(file=file)
         raise
 
 
-def _shown(folder: Path) -> Path:
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
 def grid(sweep_dir: Path) -> list[dict[str, str]]:
     """The overrides of every run that the command of a sweep asks for; [] if a search decides."""
-    sweep = OmegaConf.load(sweep_dir / "multirun.yaml").hydra
+    sweep = OmegaConf.load(sweep_dir / MULTIRUN).hydra
     params = [f"{key}={value}" for key, value in (sweep.sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     try:
@@ -229,8 +238,8 @@ def _report(sweep_dir: Path) -> None:
         with locked(sweep_dir / "report", wait=True):
             runs, jobs = read_runs([sweep_dir]), grid(sweep_dir)
             write_report(runs, sweep_dir / "report")
-            began = (sweep_dir / "multirun.yaml").stat().st_mtime
-            path = _shown(sweep_dir) / "report" / "sweep.md"
+            began = (sweep_dir / MULTIRUN).stat().st_mtime
+            path = shown(sweep_dir) / "report" / "sweep.md"
             log.info("%s: %s", path, progress(runs, jobs, began))
             if ended(runs, jobs, began):
                 from mogrifier_lm.reports.sweep_run import track_sweep

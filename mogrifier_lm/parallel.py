@@ -9,7 +9,10 @@ process alone decides by the clock, validates, and writes files.
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
+
+from mogrifier_lm.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,14 +39,22 @@ class Processes:
 
             if not dist.is_initialized():
                 both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-                dist.init_process_group(both)
+                # The others wait as long as the first reads data and validates; one that has died
+                # is known at once by its connection.
+                dist.init_process_group(both, timeout=timedelta(days=1))
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """cuda is one device a process."""
+        """cuda is one device a process.
+
+        Raises:
+            UserError: one device for several processes.
+        """
+        if name.startswith("cuda:") and self.size > 1:
+            raise UserError(f"trainer.device={name}: with torchrun cuda, one device a process")
         return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and self.size > 1 else name
 
     def columns(self, number: int) -> slice:

@@ -31,12 +31,13 @@ from mogrifier_lm.evaluators import (
     evaluate,
     static_score,
 )
-from mogrifier_lm.files import write_json
+from mogrifier_lm.files import shown, write_json
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.optim import build_averaging, build_optimizer
 from mogrifier_lm.parallel import Processes
 from mogrifier_lm.regularization import build_rates
 from mogrifier_lm.reports.curves import plot_curves
+from mogrifier_lm.reports.sweep import sweep_of
 from mogrifier_lm.reports.table import final_table, objective
 from mogrifier_lm.tracking import Tracker, build_tracker
 from mogrifier_lm.trainer import Trainer, total_steps
@@ -44,8 +45,13 @@ from mogrifier_lm.trainer import Trainer, total_steps
 log = logging.getLogger(__name__)
 
 ORDERS = {"columns": Streams, "read_heads": ReadHeads}
-# Before a run of a sweep has set another number; what SLURM has lent counts, not the node's cores.
-DEFAULT_THREADS = int(os.environ.get("SLURM_CPUS_PER_TASK") or torch.get_num_threads())
+# Before a run of a sweep has set another number. A launcher that divides the cores says so by
+# OMP_NUM_THREADS; else what SLURM has lent counts, not the node's cores.
+DEFAULT_THREADS = (
+    torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ
+    else int(os.environ.get("SLURM_CPUS_PER_TASK") or torch.get_num_threads())
+)
 
 
 def saved_tokenizer(run_dir: Path) -> Tokenizer:
@@ -232,14 +238,13 @@ def score_all(
     return entries, results
 
 
-def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | None) -> float:
+def run(config: Config, run_dir: Path, overrides: Sequence[str]) -> float:
     """Train, score, and leave the files of a run; started by torchrun, one of its processes.
 
     Args:
         config: validated.
         run_dir: made by the caller, config.yaml in it; the other files are written there.
         overrides: of the command line, for the tracker's name of the run.
-        sweep: the sweep's folder name in a multirun.
 
     Returns:
         The validation perplexity of the first evaluator, which a sweeper minimises; nan where
@@ -318,7 +323,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
         trainer.fit()
         processes.part()
         return trainer.progress.best_ppl
-    with _tracker(config, run_dir, overrides, sweep, values, trainer.progress.run_id) as tracker:
+    with _tracker(config, run_dir, overrides, values, trainer.progress.run_id) as tracker:
         trainer.progress.run_id = tracker.run_id
         trainer.fit(tracker.log)
         processes.part()
@@ -349,9 +354,8 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str], sweep: str | No
             names = ("config.yaml", "tokenizer.json", "tokenizer.model", checkpoint.BEST)
             files = [Path(name) for name in names if (run_dir / name).is_file()]
             tracker.log_model(run_dir, files, result)
-    shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     write_json(run_dir / "summary.json", result)
-    log.info("%s", final_table(result, shown))
+    log.info("%s", final_table(result, shown(run_dir)))
     return objective(result)
 
 
@@ -381,7 +385,6 @@ def _tracker(
     config: Config,
     run_dir: Path,
     overrides: Sequence[str],
-    sweep: str | None,
     values: dict[str, Any],
     run_id: str | None,
 ) -> Tracker:
@@ -398,7 +401,7 @@ def _tracker(
         entity=t.entity,
         run_dir=run_dir,
         config={**values, "overrides": list(overrides)},
-        group=t.group or sweep,
+        group=t.group or sweep_of(run_dir),
         name=t.run_name or short_name(overrides) or run_dir.name,
         tags=list(dict.fromkeys([*t.tags, *(name[:64] for name in names)])),
         run_id=run_id,

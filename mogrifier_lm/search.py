@@ -23,9 +23,16 @@ from typing import TYPE_CHECKING, Any
 from mogrifier_lm import cli
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import locked, write_json
-from mogrifier_lm.job import as_values
+from mogrifier_lm.job import as_values, quoted
 from mogrifier_lm.reports.search import NAME, storage
-from mogrifier_lm.reports.sweep import STUDY, about, read_runs, validations, write_report
+from mogrifier_lm.reports.sweep import (
+    STUDY,
+    about,
+    read_runs,
+    sweep_name,
+    validations,
+    write_report,
+)
 from mogrifier_lm.reports.sweep_run import track_sweep
 from mogrifier_lm.reports.table import objective
 from mogrifier_lm.spaces import as_override, check, read_space
@@ -54,6 +61,8 @@ def child() -> None:
     def watch() -> None:
         os.read(0, 1)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(END_SECONDS)  # a search that was killed cannot see to it
+        os.kill(os.getpid(), signal.SIGKILL)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=watch, daemon=True).start()
@@ -72,10 +81,13 @@ class TrialRun:
     def __init__(self, trial: "optuna.Trial", folder: Path, overrides: Sequence[str]) -> None:
         self.trial, self.folder = trial, folder
         self.reported = len(trial.study.trials[trial.number].intermediate_values)
+        if (folder / "config.yaml").is_file():
+            print(f"{folder}: going on, once no other process works there", flush=True)
         with locked(folder, wait=True):
             pass  # once the process of a search that was killed has ended
+        place = quoted(str(folder))
         begun = (folder / "config.yaml").is_file()
-        arguments = [f"resume='{folder}'"] if begun else [*overrides, f"hydra.run.dir='{folder}'"]
+        arguments = [f"resume={place}"] if begun else [*overrides, f"hydra.run.dir={place}"]
         with open(folder / "train.log", "ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", CHILD, *arguments],
@@ -170,9 +182,9 @@ class Search:
         self.ranges = {k: r for k, r in read_space(self.space).items() if k not in given}
         self.settings = list(self.overrides)  # of every trial
         if "tracker.group" not in given:
-            self.settings.append(f"tracker.group={self.dir.resolve().name}")
+            self.settings.append(f"tracker.group={quoted(sweep_name(self.dir))}")
         if self.jobs > 1 and "trainer.threads" not in given and "OMP_NUM_THREADS" not in os.environ:
-            cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
+            cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
             threads = max(1, cores // self.jobs)
             self.settings.append(f"trainer.threads={threads}")
         self.whole = check(self.ranges, self.settings)

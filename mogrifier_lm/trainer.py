@@ -224,6 +224,9 @@ class Trainer:
                     last_save = clock()
                     p.pause_seconds += last_save - now - pause
                     mark += last_save - now  # the rate is that of training alone
+        if not math.isfinite(p.best_ppl):  # resumed with a limit that was passed before
+            self._validate(track)
+            self.save()
         log.info("training ended: %s", p.finished)
         best, _ = checkpoint.load(self.run_dir / checkpoint.BEST)
         self.model.load_state_dict(best)

@@ -13,7 +13,7 @@ their checkpoints. Keys of its own; every other argument is an override of each 
     trials=50      in all, those of earlier commands and the pruned and failed ones counted
     jobs=1         trials at once; each gets its share of the cores unless trainer.threads says
     startup=10     trials drawn at random before TPE proposes, completed before one is pruned
-    warmup=3       validations of a run before it may be pruned, as it is once its best perplexity
+    warmup=3       validations of a run until it may be pruned, as it is once its best perplexity
                    is worse than that of three quarters of the completed trials at that point
     sampler_seed=0 of what is drawn; seed=N is that of each run
 

@@ -72,6 +72,10 @@ def test_what_processes_cannot_share_is_said(small: list[str], tmp_path: Path) -
     done = torchrun([*small, "trainer.batch_size=5"], tmp_path)
     assert done.returncode == 1
     assert "error: trainer.batch_size is 5: 2 processes cannot share it equally" in done.stderr
+    assert done.stderr.count("error:") == 1
+    done = torchrun(["resume=nowhere"], tmp_path)
+    assert "error: resume=nowhere: no config.yaml there" in done.stderr
+    assert done.stderr.count("error:") == 1 and "[rank1]" not in done.stderr
     done = torchrun(["-m", *small, "seed=1,2"], tmp_path)
     assert done.returncode == 1
     assert "torchrun is for one run; a sweep is started without it" in done.stderr

@@ -247,7 +247,7 @@ def test_a_dead_server_at_the_start_means_offline(
     start = time.perf_counter()
     with build(tmp_path) as tracker:
         tracker.log(row(1))
-    assert time.perf_counter() - start < 2.0 + 5.0
+    assert time.perf_counter() - start < 2.0 + 30.0  # wandb would wait 90 s
     ours = [r for r in caplog.records if r.name == tracking.__name__]
     assert [r.levelname for r in ours if r.levelno >= logging.WARNING] == ["WARNING"]
     assert list(tmp_path.glob(f"wandb/offline-run-*-{tracker.run_id}/*.wandb"))
@@ -277,10 +277,10 @@ def test_a_server_that_dies_blocks_nothing(
     start = time.perf_counter()
     for step in range(2, 500):
         tracker.log(row(step))
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < 10.0  # and not a time-out for each of 498 rows
     tracker.summary({"test": {"ppl": 4.5}})
     tracker.close()
-    assert time.perf_counter() - start < 2.0 + 5.0
+    assert time.perf_counter() - start < 2.0 + 30.0  # wandb would wait for ever
     with WandbStandIn() as later:  # what the warning says to do brings every row
         monkeypatch.setenv("WANDB_BASE_URL", later.url)
         sync(*shlex.split(caplog.messages[-1].partition("upload it with: wandb sync ")[2]))

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from mogrifier_lm.errors import UserError
 # Overrides that summary.json tells of where a run was begun without them.
 TOLD = {"model.rounds": "rounds", "model.hidden_size": "hidden_size", "seed": "seed"}
 STUDY = "study.log"  # in the folder of a search
+MULTIRUN = "multirun.yaml"  # in that of a sweep: its command, written by Hydra before the first run
 
 
 @dataclass(kw_only=True)
@@ -99,6 +101,19 @@ def validations(run_dir: Path) -> list[dict[str, float]]:
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if '"valid/ppl"' in line and line[-1] == "}"]
+
+
+def sweep_name(folder: Path) -> str:
+    """The folder's name; of one that is named by date and time, both."""
+    folder = folder.resolve()
+    by_time = re.fullmatch(r"\d\d-\d\d-\d\d(_\d+)?", folder.name)
+    return "_".join(folder.parts[-2:]) if by_time else folder.name
+
+
+def sweep_of(run_dir: Path) -> str | None:
+    """The name of the sweep that a run is of; None where it is of none."""
+    folder = run_dir.resolve().parent
+    return sweep_name(folder) if (folder / MULTIRUN).is_file() else None
 
 
 def completed(runs: Sequence[Run]) -> list[Run]:

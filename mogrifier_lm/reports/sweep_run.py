@@ -17,6 +17,7 @@ from mogrifier_lm.reports.sweep import (
     number,
     run_table,
     study_of,
+    sweep_name,
 )
 from mogrifier_lm.reports.sweep_plots import series
 from mogrifier_lm.tracking import build_tracker
@@ -40,6 +41,7 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
     known = json.loads(state.read_text()) if state.is_file() else {}
     if known.get("sweep.csv") == digest:
         return
+    name = sweep_name(sweep_dir)
     t = load_config(done[0].dir).tracker
     tracker = build_tracker(
         kind=t.name,
@@ -47,13 +49,15 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
         project=t.project,
         entity=t.entity,
         run_dir=folder,
-        config={"sweep": sweep_dir.name},
-        group=t.group or sweep_dir.name,
-        name=f"{sweep_dir.name} report",
+        config={"sweep": name},
+        group=t.group or name,
+        name=f"{name} report",
         tags=t.tags,
         job_type="report",
         run_id=known.get("run_id"),
     )
+    if tracker.run_id:  # kept before anything is logged: a cut leaves no second run
+        write_json(state, {"run_id": tracker.run_id})
     with tracker:
         table = run_table(runs)
         tracker.log_table("sweep/runs", [{k: _cell(v) for k, v in row.items()} for row in table])
