@@ -42,7 +42,7 @@ def torchrun(overrides: Sequence[str], cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("streams", ["columns", "read_heads"])
+@pytest.mark.parametrize("streams", ["columns", pytest.param("read_heads", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(small: list[str], tmp_path: Path, streams: str) -> None:
     overrides = [*small, *EVERYTHING, f"trainer.streams={streams}"]
     one = train([*overrides, "hydra.run.dir=one"], tmp_path)
