@@ -6,6 +6,7 @@ Row counts of 300 and more span several blocks and chunks of every dtype, the la
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,3 +244,31 @@ def test_peak_memory_of_a_wikitext2_step_is_a_third_of_the_plain_ways(softmax):
         for way in ("plain", softmax)
     }
     assert 0 < 3 * peak[softmax] <= peak["plain"], peak
+
+
+SCORING = """
+import torch
+from pathlib import Path
+from mogrifier_lm.model import LanguageModel, layer_specs
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+torch.set_num_threads(1)
+model = LanguageModel(33278, 200, layer_specs([200, 200, 200], rounds=4))
+tokens, states, kept, sizes = torch.randint(33278, (512, 1)), model.zero_states(1), [], []
+for _ in range(14):
+    with torch.no_grad():
+        hidden, states = model.encode(tokens, states)
+        for temperature in (0.9, 0.95, 1.0):
+            kept.append(model.output_nats(hidden, tokens.flatten(), temperature))
+    sizes.append(resident())
+print(sizes[-1] - sizes[3])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_scoring_does_not_grow() -> None:
+    done = subprocess.run([sys.executable, "-c", SCORING], capture_output=True, text=True)
+    assert float(done.stdout) < 40, done.stderr  # MB in ten windows; it was 79 in each
