@@ -364,7 +364,7 @@ class DynamicConfig:
         choices=("elements", "tensors"),
         paper="LAMB, arXiv 1709.07432",
     )
-    lr: list[float] = option([1e-4, 2e-4, 4e-4, 8e-4], "learning rate", least=0)
+    lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", least=0)
     decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0, paper=DYNAMIC)
     epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0)
     statistics_tokens: int | None = option(100_000, "rms: training tokens; null: all", least=1)
