@@ -201,6 +201,8 @@ class Trainer:
         last_save, mark, mark_tokens = began, began, p.tokens
         total = total_steps(self.train, self.config)
         bar = progress_bar(total=total, initial=p.step, unit="step")
+        if p.step == 0:
+            self.save()  # one that is cut before its first validation keeps its tracker's run, too
         with bar, logging_redirect_tqdm():
             while not p.finished:
                 passes = p.epoch

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mogrifier_lm import tracking
-from mogrifier_lm.config import validate
+from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.run import run, short_name
 from mogrifier_lm.tracking import Tracker, build_tracker, read_offline
@@ -304,8 +304,8 @@ def test_training_goes_on_without_its_server(
     monkeypatch.setattr(Tracker, "log", stop_at_third)
     config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=online"]))
     began = time.perf_counter()
-    run(config, tmp_path, [], None)
-    assert time.perf_counter() - began < 30  # of which 2 wait for the server
+    run(config, tmp_path, [])
+    assert time.perf_counter() - began < 60  # of which 2 wait for the server
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "completed"
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -316,6 +316,23 @@ def test_training_goes_on_without_its_server(
     (seen,) = later.runs.values()
     assert [r["step"] for r in seen["history"] if "row" in r] == [r["step"] for r in rows]
     assert seen["summary"]["test/static/ppl"] == summary["test"]["static"]["ppl"]
+
+
+def test_a_run_cut_before_its_first_validation_keeps_its_id(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=offline"]))
+    save_config(config, tmp_path)
+
+    def cut(tracker: Tracker, metrics: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Tracker, "log", cut)
+        run(config, tmp_path, [])
+    run(config, tmp_path, [])
+    parts = [folder.name for folder in tmp_path.glob("wandb/offline-run-*")]
+    assert len(parts) == 2 and len({name.split("-")[3] for name in parts}) == 1, parts
 
 
 KILL_THE_SERVICE = """

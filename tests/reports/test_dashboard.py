@@ -43,7 +43,7 @@ def test_panels_show_what_runs_log(small: list[str], tmp_path: Path) -> None:
     assert first["groupArea"] == "stddev"
 
     config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=offline"]))
-    run(config, tmp_path, [], None)
+    run(config, tmp_path, [])
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     logged = read_offline(folder)
     rows = [set(row) for row in logged["history"]]

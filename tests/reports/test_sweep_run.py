@@ -86,7 +86,7 @@ def test_the_model_of_a_run_is_an_artifact_that_loads(
     options = ["tracker=wandb", "tracker.mode=online", "tracker.artifacts=true"]
     config = validate(compose_config([*small, *options]))
     save_config(config, tmp_path)
-    run(config, tmp_path, [], None)
+    run(config, tmp_path, [])
     (artifact,) = server.artifacts.values()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert json.loads(artifact["metadata"])["test/static/ppl"] == summary["test"]["static"]["ppl"]
