@@ -79,7 +79,11 @@ EVERYTHING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("overrides", [[], EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param([], marks=pytest.mark.slow), EVERYTHING],
+    ids=["plain", "everything"],
+)
 def test_a_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(
     small: list[str], tmp_path: Path, overrides: list[str]
 ) -> None:
