@@ -6,7 +6,8 @@ python scripts/dashboard.py project=mogrifier_lm entity=NAME out=workspace.json
 
 Panels: perplexity against rounds by hidden size, mean and spread over seeds; curves over tokens,
 epochs and seconds; gradient norms; cost against perplexity; parallel coordinates; the machine. A
-sweep's group is its folder's name. Saving needs a W&B account (`wandb login`) and runs that have
+sweep's group is its folder's name, 2026-01-31_12-00-00 where that is a time. Saving
+needs a W&B account (`wandb login`) and runs that have
 been uploaded; out=FILE writes the workspace as JSON and needs neither. Each call makes a new
 workspace and a new report, and prints their addresses.
 """

@@ -89,4 +89,5 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
 
 def _cell(value: Any) -> Any:
     """Of sweep.csv, as a number where it is one; None where it is empty."""
-    return None if value == "" else number(value) if number(value) < math.inf else value
+    figure = number(value)
+    return None if value == "" else figure if figure < math.inf else value
