@@ -17,10 +17,11 @@ import hydra
 from omegaconf import OmegaConf
 
 from mogrifier_lm import parallel
-from mogrifier_lm.config import CONFIG_DIR, Config, nearest, resume_config
+from mogrifier_lm.config import CONFIG_DIR, nearest, resume_config
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.explain import EXPECTED, explain, of_launcher
 from mogrifier_lm.job import train_job
+from mogrifier_lm.options import Config
 
 
 def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:

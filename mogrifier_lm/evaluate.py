@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from mogrifier_lm.checkpoint import load_model
-from mogrifier_lm.config import Config
 from mogrifier_lm.data import Corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Result
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.files import locked, write_json
 from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.options import Config
 from mogrifier_lm.reports.table import score_table
 from mogrifier_lm.run import check_device, saved_corpus, score_all
 

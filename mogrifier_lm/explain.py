@@ -5,8 +5,9 @@ import re
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from mogrifier_lm.config import CONFIG_DIR, SCHEMAS, nearest, unknown_key
+from mogrifier_lm.config import CONFIG_DIR, nearest, unknown_key
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.options import SCHEMAS
 
 # Errors that the user can mend; OSError is a file or folder that cannot be read or written.
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)

@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from mogrifier_lm import parallel
 from mogrifier_lm.config import (
     CONFIG_DIR,
-    Config,
     load_config,
     resume_config,
     save_config,
@@ -34,6 +33,7 @@ from mogrifier_lm.config import (
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.explain import explain
 from mogrifier_lm.files import locked, shown, write_json
+from mogrifier_lm.options import Config
 from mogrifier_lm.reports.sweep import MULTIRUN
 from mogrifier_lm.reports.table import objective
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.averaging import RULES, Averaging
-from mogrifier_lm.config import OptimizerConfig
+from mogrifier_lm.options import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mogrifier_lm.config import RegularizationConfig
+from mogrifier_lm.options import RegularizationConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,7 @@ import numpy as np
 import torch
 
 from mogrifier_lm import checkpoint, provenance
-from mogrifier_lm.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    TokenizerConfig,
-    load_config,
-)
+from mogrifier_lm.config import load_config
 from mogrifier_lm.data import Corpus, ReadHeads, Source, Streams, Tokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
 from mogrifier_lm.errors import UserError
@@ -34,6 +28,7 @@ from mogrifier_lm.evaluators import (
 from mogrifier_lm.files import shown, write_json
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.optim import build_averaging, build_optimizer
+from mogrifier_lm.options import Config, DataConfig, ModelConfig, TokenizerConfig
 from mogrifier_lm.parallel import Processes
 from mogrifier_lm.regularization import build_rates
 from mogrifier_lm.reports.curves import plot_curves

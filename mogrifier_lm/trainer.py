@@ -20,13 +20,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogrifier_lm import checkpoint
 from mogrifier_lm.averaging import Averaging, swapped
-from mogrifier_lm.config import RegularizationConfig, TrainerConfig
 from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.files import progress_bar
 from mogrifier_lm.graphs import Graphed
 from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.options import RegularizationConfig, TrainerConfig
 from mogrifier_lm.parallel import Processes
 from mogrifier_lm.regularization import (
     Masks,

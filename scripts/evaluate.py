@@ -6,7 +6,7 @@ python scripts/evaluate.py compare=[RUN_A,RUN_B]
 python scripts/evaluate.py compare=[[A_SEED1,A_SEED2],[B_SEED1,B_SEED2]]
 
 Evaluators: static, dynamic, cache, dynamic_cache, mc_dropout, rounds; their settings are in
-mogrifier_lm/config.py. Those that are lists are tuned on the validation text, and test is scored
+mogrifier_lm/options.py. Those that are lists are tuned on the validation text, and test is scored
 once. The run's summary.json takes the scores in; tuning.json holds every trial. What else may be
 given: data.dir, data.cache_dir, trainer.device, trainer.threads, debug.
 """

@@ -1,4 +1,4 @@
-"""Write docs/options.md, the reference of every option, out of the schemas in config.py.
+"""Write docs/options.md, the reference of every option, out of the schemas in options.py.
 
     python scripts/options.py
 
@@ -9,13 +9,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from mogrifier_lm.config import Config
+from mogrifier_lm.options import Config
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 HEAD = """# Options
 
 Every key that `train.py` takes, written by `python scripts/options.py` out of
-`mogrifier_lm/config.py`. Defaults are those of the schema; the files in `configs/` set others
+`mogrifier_lm/options.py`. Defaults are those of the schema; the files in `configs/` set others
 (`python train.py --cfg job` shows what a command would run with). A rate is a probability; a size
 is a number of features; a step is one window; nats are natural logarithms. LAMB is the Mogrifier's
 released code, github deepmind/lamb; AWD is github salesforce/awd-lstm-lm.

@@ -8,11 +8,11 @@ import torch
 
 from mogrifier_lm import graphs
 from mogrifier_lm.averaging import Averaging
-from mogrifier_lm.config import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.data import Streams
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.graphs import Graphed
 from mogrifier_lm.optim import build_optimizer
+from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import Masks
 from mogrifier_lm.run import build_model
 from mogrifier_lm.trainer import Trainer

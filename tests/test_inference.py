@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from mogrifier_lm.config import ModelConfig
 from mogrifier_lm.inference import sample
 from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.run import build_model
 
 V, EOS = 9, 2

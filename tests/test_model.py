@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from mogrifier_lm.config import ModelConfig
 from mogrifier_lm.data import IGNORE
 from mogrifier_lm.model import LanguageModel, layer_specs
+from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.regularization import Masks, MaskSizes, Rates, activation_penalty, draw_masks
 from mogrifier_lm.run import build_model
 

@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 
 from mogrifier_lm import cli
 from mogrifier_lm.checkpoint import BEST
-from mogrifier_lm.config import ModelConfig, validate
+from mogrifier_lm.config import validate
 from mogrifier_lm.files import locked, write_json
 from mogrifier_lm.job import as_values, run_in
 from mogrifier_lm.kernels.recurrence import resolve
+from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.run import build_model
 from tests.conftest import ROOT, compose_config
 from tests.test_run import command, train

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from mogrifier_lm.averaging import Averaging
-from mogrifier_lm.config import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.optim import build_optimizer
+from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import Masks, draw_masks
 from mogrifier_lm.run import ORDERS, build_model
 from mogrifier_lm.trainer import Trainer

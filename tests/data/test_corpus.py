@@ -124,7 +124,8 @@ train()
 def test_real_corpora_have_their_published_counts(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mogrifier_lm.config import TokenizerConfig, validate
+    from mogrifier_lm.config import validate
+    from mogrifier_lm.options import TokenizerConfig
     from mogrifier_lm.run import build_corpus
 
     config = validate(compose_config([f"data={name}", f"data.cache_dir={tmp_path}"])).data

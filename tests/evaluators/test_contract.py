@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mogrifier_lm.config import EvaluatorsConfig, ModelConfig
 from mogrifier_lm.data import Split
 from mogrifier_lm.evaluators import EVALUATORS, Task, check_causality, evaluate
 from mogrifier_lm.evaluators.dynamic import restored
 from mogrifier_lm.model import LanguageModel, States
+from mogrifier_lm.options import EvaluatorsConfig, ModelConfig
 from mogrifier_lm.regularization import Masks, Rates
 from mogrifier_lm.run import build_model
 

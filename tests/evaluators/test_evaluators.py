@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mogrifier_lm.config import CacheConfig
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import EVALUATORS, Task, Text, evaluate
 from mogrifier_lm.evaluators.cache import cache_probabilities
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.options import CacheConfig
 from mogrifier_lm.regularization import Rates, draw_masks
 from tests.evaluators.test_contract import RATES, SETTINGS, V, make_model, make_split, nats
 
@@ -129,7 +129,7 @@ def test_mc_dropout_is_the_mean_over_passes(mixture: int) -> None:
 
 
 def test_rounds_that_are_cut_are_a_model_with_fewer() -> None:
-    from mogrifier_lm.config import ModelConfig
+    from mogrifier_lm.options import ModelConfig
     from mogrifier_lm.run import build_model
 
     model, text = make_model(), make_split(2)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from mogrifier_lm.config import ModelConfig, StaticConfig
 from mogrifier_lm.data import Split
 from mogrifier_lm.evaluators import EVALUATORS, Score, Task, Text, evaluate, static_nats
 from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.options import ModelConfig, StaticConfig
 from mogrifier_lm.run import build_model
 
 V, N = 31, 203

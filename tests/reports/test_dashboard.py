@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from mogrifier_lm.config import Config, validate
+from mogrifier_lm.config import validate
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.options import Config
 from mogrifier_lm.reports import dashboard
 from mogrifier_lm.run import run
 from mogrifier_lm.tracking import read_offline

@@ -1,0 +1,458 @@
+"""Every option of the project: type, default, unit, range, what it does and its source.
+
+The yaml files under configs/ hold values only; these dataclasses say which keys there are.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# Sources.
+AWD, MOGRIFIER, REWIRED = "arXiv 1708.02182", "arXiv 1909.01792", "arXiv 2211.01848"
+LAMB, DYNAMIC, CACHE = "LAMB", "arXiv 1709.07432", "arXiv 1612.04426"
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    least: float | None = None,
+    below: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    paper: str = "",
+) -> Any:
+    """A dataclass field with its documentation, its range, least <= value < below, and its source.
+
+    The range of a list is that of its values.
+    """
+    metadata = {"doc": doc, "least": least, "below": below, "above": above, "choices": choices}
+    metadata["paper"] = paper
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """Published sizes of a corpus; tokens with one <eos> a line. A mismatch is warned of."""
+
+    types: int = option(0, "vocabulary size with <eos>", least=1)
+    train: int = option(0, "training tokens", least=1)
+    valid: int = option(0, "validation tokens", least=1)
+    test: int = option(0, "test tokens", least=1)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    name: str = option("synthetic", "a label for files and tables; `synthetic` is generated")
+    dir: str | None = option(
+        None, "folder with train.txt, valid.txt and test.txt; takes the place of the hub"
+    )
+    folder: str | None = option(None, "folder looked for below $MOGRIFIER_LM_DATA before the hub")
+    hub_path: str | None = option(None, "name of the data set for `datasets.load_dataset`")
+    hub_name: str | None = option(None, "its configuration")
+    hub_revision: str | None = option(None, "its branch, tag or commit")
+    hub_column: str = option("text", "its column that holds the lines")
+    expected: Counts | None = option(None, "published counts, checked when the text is read")
+    cache_dir: str | None = option(
+        None, "token arrays are kept here; default ~/.cache/mogrifier_lm (or $XDG_CACHE_HOME)"
+    )
+    seed: int = option(0, "of the synthetic language and its text", least=0)
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    name: str = option("word", "what a token is", choices=("word", "sentencepiece"))
+    model_type: str | None = option(
+        None, "sentencepiece: how words are cut; default unigram", choices=("unigram", "bpe")
+    )
+    vocab_size: int | None = option(None, "sentencepiece: tokens; default 5000", least=260)
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    cell: str = option(
+        "lstm",
+        "the recurrence",
+        choices=("lstm", "rlstm", "mlstm"),
+        paper="arXiv 1909.01792; rlstm 2211.01848; mlstm 1609.07959",
+    )
+    rounds: int = option(
+        5, "rounds of mogrification before each step; 0 is the plain cell", least=0, paper=MOGRIFIER
+    )
+    rank: int | None = option(
+        None, "inner size of the round matrices; null means full rank", least=1, paper=MOGRIFIER
+    )
+    share_rounds: bool = option(
+        False, "one matrix for all odd rounds and one for all even rounds", paper="community code"
+    )
+    zigzag: bool = option(
+        True, "false: every round is conditioned on the original x and h", paper=MOGRIFIER
+    )
+    round_bias: bool = option(
+        True, "a bias in each round's gate (released code; not the paper)", paper=LAMB
+    )
+    cap_input_gate: bool = option(
+        True, "input gate at most 1 - f, as in the published results", paper=LAMB
+    )
+    num_layers: int = option(2, "stacked recurrent layers", least=1)
+    hidden_size: int | None = option(None, "features of h; default 200 without num_params", least=1)
+    top_hidden_size: int | None = option(
+        None,
+        "features of the top layer's h; null: hidden_size (AWD-LSTM: embedding_size)",
+        least=1,
+        paper=AWD,
+    )
+    embedding_size: int | None = option(
+        None, "features of the embedding; null: embedding_ratio * hidden_size", least=1
+    )
+    embedding_ratio: float = option(
+        1.0, "embedding size as a share of hidden_size", above=0, paper=LAMB
+    )
+    num_params: float | None = option(
+        None,
+        "a budget of parameters: solves for hidden_size, which must then be null",
+        least=1,
+        paper=LAMB,
+    )
+    tie_embeddings: bool = option(
+        True, "the output layer uses the embedding matrix", paper="arXiv 1608.05859"
+    )
+    skip_sum: bool = option(
+        False, "the encoder's output is the sum of its layers' outputs (LAMB)", paper=LAMB
+    )
+    residual: bool = option(
+        False,
+        "each layer's input is added to its output; embedding_size = hidden_size",
+        paper=REWIRED,
+    )
+    mixture: int = option(
+        1,
+        "softmaxes that are mixed (MoS); 1 is the plain softmax",
+        least=1,
+        paper="arXiv 1711.03953",
+    )
+    init: str = option(
+        "uniform",
+        "of the cells: torch.nn.LSTM's, or LAMB's truncated normals",
+        choices=("uniform", "lamb"),
+        paper=LAMB,
+    )
+    chrono_t_max: float | None = option(
+        None,
+        "Chrono init: forget biases ln U(1, t_max - 1), input biases their negative",
+        least=2,
+        paper="arXiv 1804.11188",
+    )
+    unigram_bias: bool = option(
+        True, "the output bias starts at the log frequencies of the training text, not at 0"
+    )
+    backend: str = option(
+        "auto", "kernel of the recurrence: auto, or a name that benchmark.py lists"
+    )
+
+
+@dataclass(kw_only=True)
+class RegularizationConfig:
+    embedding_dropout: float = option(
+        0.0,
+        "rate on whole words of the embedding, per window (AWD-LSTM)",
+        least=0,
+        below=1,
+        paper=AWD,
+    )
+    input_dropout: float = option(
+        0.0, "rate on the embedding's output", least=0, below=1, paper=AWD
+    )
+    inter_layer_dropout: float = option(0.0, "rate between layers", least=0, below=1, paper=AWD)
+    state_dropout: float = option(
+        0.0,
+        "rate on the h that enters a step; one mask per window",
+        least=0,
+        below=1,
+        paper="arXiv 1512.05287",
+    )
+    output_dropout: float = option(0.0, "rate on the encoder's output", least=0, below=1, paper=AWD)
+    weight_dropout: float = option(
+        0.0,
+        "DropConnect rate on weight_hh, one mask per window (AWD-LSTM)",
+        least=0,
+        below=1,
+        paper=AWD,
+    )
+    per_step: bool = option(
+        False,
+        "input, inter-layer and output masks drawn per time step, not one per window",
+        paper=LAMB,
+    )
+    samples: int = option(
+        1,
+        "dropout samples per target, of whose probabilities the mean is trained (arXiv 2211.01848)",
+        least=1,
+        paper=REWIRED,
+    )
+    l2: float = option(
+        0.0,
+        "times half the sum of squared weights, in the loss and so inside the clipped gradient "
+        "(LAMB), in the unit of trainer.loss_per",
+        least=0,
+        paper=LAMB,
+    )
+    ar: float = option(
+        0.0,
+        "AWD-LSTM's alpha: times the mean square of the dropped encoder output",
+        least=0,
+        paper=AWD,
+    )
+    tar: float = option(
+        0.0, "AWD-LSTM's beta: times the mean square of its change over a step", least=0, paper=AWD
+    )
+    reset_state: float = option(
+        0.0,
+        "probability, per stream and window, that the carried state is zeroed",
+        least=0,
+        below=1,
+        paper=LAMB,
+    )
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    name: str = option(
+        "adam",
+        "the rule",
+        choices=("sgd", "adam", "adamw", "radam"),
+        paper="adam 1412.6980; adamw 1711.05101; radam 1908.03265",
+    )
+    lr: float = option(0.002, "learning rate, on the loss that trainer.loss_per says", above=0)
+    beta1: float = option(0.9, "not sgd: decay of the gradient's mean", least=0, below=1)
+    beta2: float = option(0.999, "not sgd: decay of the squared gradient's mean", least=0, below=1)
+    eps: float = option(1e-8, "not sgd: added to the root of the mean square", above=0)
+    weight_decay: float = option(
+        0.0,
+        "added to the gradient after clipping, times the weights; adamw: decoupled from it",
+        least=0,
+    )
+    averaging: str = option(
+        "none",
+        "of the weights; validation, results and checkpoints/best use the average, training goes "
+        "on with the raw weights",
+        choices=("none", "nt_asgd", "tail", "ema", "two_tailed"),
+        paper="nt_asgd 1708.02182; tail LAMB; two_tailed 2209.12581",
+    )
+    averaging_patience: int = option(
+        5,
+        "nt_asgd: n of its trigger; tail: validations without improvement before it begins; "
+        "two_tailed: validations without improvement that count as stagnation",
+        least=1,
+    )
+    averaging_start: float = option(
+        0.8, "tail: begins at this share of the training at the latest; 0: at once", least=0
+    )
+    averaging_decay: float = option(0.999, "ema: decay per step", above=0, below=1)
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    batch_size: int = option(20, "streams", least=1)
+    bptt: int = option(35, "window of truncated backpropagation, time steps", least=1)
+    max_epochs: int | None = option(None, "stop after so many passes over the text", least=1)
+    max_steps: int | None = option(None, "stop after so many windows", least=1)
+    max_minutes: float | None = option(None, "stop training after so many minutes", above=0)
+    variable_bptt: bool = option(
+        False,
+        "window lengths drawn from N(bptt, 5), one in twenty from N(bptt / 2, 5), the learning "
+        "rate scaled by length / bptt (AWD-LSTM)",
+        paper=AWD,
+    )
+    streams: str = option(
+        "columns",
+        "columns of the text, state zeroed after each pass (AWD-LSTM), or read_heads that each "
+        "walk the whole text without end (LAMB)",
+        choices=("columns", "read_heads"),
+        paper="AWD, LAMB",
+    )
+    loss_per: str = option(
+        "token",
+        "unit of the loss that clip, l2, ar and tar are added to or measured in: mean nats per "
+        "token, or (LAMB) nats summed over the window's steps, mean over streams",
+        choices=("token", "window"),
+        paper=LAMB,
+    )
+    clip: float | None = option(
+        0.25, "largest norm of the gradient of the loss, in its unit; null: none", above=0
+    )
+    init_from: str | None = option(
+        None, "folder of a run whose best (averaged) weights training starts from: fine-tuning"
+    )
+    precision: str = option(
+        "fp32",
+        "dtype of the matrix products; weights and state stay fp32",
+        choices=("fp32", "bf16"),
+    )
+    device: str = option("cpu", "cpu, cuda or cuda:N")
+    threads: int | None = option(None, "CPU threads; null: torch's choice", least=1)
+    valid_every: int | None = option(None, "steps between validations; null: each epoch", least=1)
+    valid_batch_size: int = option(
+        20,
+        "streams of the validations while training (results are scored by `evaluators`)",
+        least=1,
+    )
+    lr_decay: str = option(
+        "none",
+        "linear: the rate falls to 0 at the end that max_steps or max_epochs sets",
+        choices=("none", "linear"),
+    )
+    lr_drop: float = option(
+        1.0, "factor on the learning rate when validation has not improved", above=0
+    )
+    lr_on_divergence: float | None = option(
+        None,
+        "where the loss is not finite or validation perplexity twice the best: go back to the "
+        "best weights with the learning rate times this; null: an error and no look, respectively",
+        above=0,
+        paper=REWIRED,
+    )
+    lr_patience: int = option(0, "validations without improvement that are waited for", least=0)
+    early_stop: int | None = option(
+        None, "stop after so many validations without improvement", least=1
+    )
+    log_every: int = option(50, "steps between lines of metrics.jsonl", least=1)
+    checkpoint_minutes: float = option(
+        5.0, "longest time between checkpoints; one is written at each validation too", least=0
+    )
+
+
+# Settings of evaluators that are lists are tuned: every combination of their values is tried on
+# validation text. A list of one value fixes it.
+
+
+@dataclass(kw_only=True)
+class StaticConfig:
+    batch_size: int = option(1, "streams; 1 carries the state over the whole split", least=1)
+    window: int = option(512, "time steps scored at once; changes speed, not the score", least=1)
+    temperature: list[float] = option(
+        [1.0], "factor on the logits (LAMB: 0.8 to 1.06)", above=0, paper=LAMB
+    )
+    tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
+
+
+@dataclass(kw_only=True)
+class DynamicConfig:
+    window: int = option(20, "tokens between updates", least=1)
+    rule: str = option("rms", "update", choices=("rms", "sgd"), paper=DYNAMIC)
+    mean: str = option(
+        "elements",
+        "mean of the rms in the decay: over all elements (LAMB), or of the tensors' means (DYN)",
+        choices=("elements", "tensors"),
+        paper="LAMB, arXiv 1709.07432",
+    )
+    lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", least=0)
+    decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0, paper=DYNAMIC)
+    epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0)
+    statistics_tokens: int | None = option(100_000, "rms: training tokens; null: all", least=1)
+    statistics_batch_size: int = option(20, "rms: streams over them", least=1)
+    tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
+
+
+@dataclass(kw_only=True)
+class CacheConfig:
+    weight: list[float] = option(
+        [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
+        "lambda, weight of the cache in the mixture",
+        least=0,
+        below=1,
+        paper=CACHE,
+    )
+    theta: list[float] = option([0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0, paper=CACHE)
+    window: list[int] = option([200, 500, 1000, 2000, 4000], "past positions", least=1, paper=CACHE)
+    tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
+
+
+@dataclass(kw_only=True)
+class MCDropoutConfig:
+    passes: int = option(20, "predictions averaged", least=1, paper=MOGRIFIER)
+    scale: list[float] = option(
+        [0.2, 0.4, 0.6, 0.8, 1.0],
+        "factor on the training's dropout rates",
+        least=0,
+        paper=MOGRIFIER,
+    )
+    window: int | None = option(None, "time steps that share a mask; null: trainer.bptt", least=1)
+    seed: int = option(0, "of the masks", least=0)
+    tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
+
+
+@dataclass(kw_only=True)
+class RoundsConfig:
+    window: int = option(512, "time steps scored at once; changes speed, not the score", least=1)
+
+
+@dataclass(kw_only=True)
+class EvaluatorsConfig:
+    static: StaticConfig | None = option(None, "the trained weights, state carried")
+    dynamic: DynamicConfig | None = option(None, "dynamic evaluation: weights learn on the way")
+    cache: CacheConfig | None = option(None, "continuous cache beside the static model")
+    dynamic_cache: CacheConfig | None = option(None, "the cache beside dynamic evaluation")
+    mc_dropout: MCDropoutConfig | None = option(None, "mean over passes with dropout")
+    rounds: RoundsConfig | None = option(None, "static, with the rounds cut to 0, 1, ...")
+
+
+@dataclass(kw_only=True)
+class TrackerConfig:
+    name: str = option(
+        "wandb", "where curves are sent beside the run's files", choices=("wandb", "none")
+    )
+    mode: str = option(
+        "auto",
+        "auto is online where an account is configured, offline elsewhere",
+        choices=("auto", "online", "offline", "disabled"),
+    )
+    project: str = option("mogrifier_lm", "W&B project")
+    entity: str | None = option(None, "W&B account or team; null: the account's default")
+    group: str | None = option(None, "W&B group; null: the sweep's folder in a multirun")
+    run_name: str | None = option(None, "W&B display name; null: made of the overrides")
+    tags: list[str] = field(
+        default_factory=list,
+        metadata={"doc": "W&B tags beside the names of the experiment, the data and the cell"},
+    )
+    artifacts: bool = option(
+        False, "upload the best checkpoint as a W&B artifact, and wait for it, 1 s a megabyte"
+    )
+
+
+@dataclass(kw_only=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluators: EvaluatorsConfig = field(default_factory=EvaluatorsConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    seed: int = option(1, "of the initial weights and the dropout masks", least=0)
+    debug: bool = option(False, "show the traceback of an error")
+    resume: str | None = option(None, "folder of a run to go on with")
+
+
+SCHEMAS = {
+    cls.__name__: cls
+    for cls in (
+        Counts,
+        DataConfig,
+        TokenizerConfig,
+        ModelConfig,
+        RegularizationConfig,
+        OptimizerConfig,
+        TrainerConfig,
+        StaticConfig,
+        DynamicConfig,
+        CacheConfig,
+        MCDropoutConfig,
+        RoundsConfig,
+        EvaluatorsConfig,
+        TrackerConfig,
+        Config,
+    )
+}
