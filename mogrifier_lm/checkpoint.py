@@ -47,6 +47,23 @@ def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, 
         raise UserError(f"the checkpoint {path} is damaged: {error}") from error
 
 
+def load_weights(model: "LanguageModel", run_dir: Path) -> None:
+    """Put a run's best weights by validation perplexity into a model of the same shapes.
+
+    Raises:
+        UserError: no such file, one of another model, or one that holds no numbers.
+    """
+    path = run_dir / BEST
+    tensors, _ = load(path, str(model.output_bias.device))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{path} does not fit this model: {reason}") from error
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{path} is damaged: {bad[0]} holds NaN or infinite weights")
+
+
 def load_model(run_dir: str | Path, device: str = "cpu") -> "LanguageModel":
     """The model of a run with its best weights by validation perplexity.
 
@@ -65,6 +82,5 @@ def load_model(run_dir: str | Path, device: str = "cpu") -> "LanguageModel":
     run_dir = Path(run_dir)
     config = load_config(run_dir)
     model = build_model(config.model, len(saved_tokenizer(run_dir)), device)
-    tensors, _ = load(run_dir / BEST, device)
-    model.load_state_dict(tensors)
+    load_weights(model, run_dir)
     return model

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
+import yaml
 
 from mogrifier_lm import parallel
 from mogrifier_lm.config import CONFIG_DIR, nearest, resume_config
@@ -90,7 +90,7 @@ SCORABLE = (
 
 def evaluate() -> None:
     """The command `python scripts/evaluate.py`."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     guarded(_evaluate)
 
 
@@ -102,8 +102,8 @@ def _evaluate() -> None:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         node = hydra.compose("config", overrides=overrides)
 
-    def load(folder: Any) -> tuple[Config, Path]:
-        return resume_config(node, Path(str(folder)), overrides, SCORABLE), Path(str(folder))
+    def load(folder: str) -> tuple[Config, Path]:
+        return resume_config(node, Path(folder), overrides, SCORABLE), Path(folder)
 
     if own[0].startswith("run="):
         config, folder = load(own[0].removeprefix("run="))
@@ -111,7 +111,8 @@ def _evaluate() -> None:
 
         evaluate_run(config, folder)
         return
-    sides = OmegaConf.to_container(OmegaConf.from_dotlist(own))["compare"]  # type: ignore[index, call-overload]
+    # Every scalar a text: 01 is the name of a folder.
+    sides = yaml.load(own[0].removeprefix("compare="), yaml.BaseLoader)
     if not isinstance(sides, list) or len(sides) != 2:
         raise UserError(f"{own[0]}: compare=[RUN_A,RUN_B] takes two runs, or two lists of runs")
     runs = [[load(f) for f in (side if isinstance(side, list) else [side])] for side in sides]

@@ -202,8 +202,7 @@ def resume_config(
         if not override.startswith(tuple(changeable)):
             allowed = ", ".join(key.rstrip("=_") for key in changeable)
             raise UserError(
-                f"{run_dir} with {override}: a run goes on as it was begun; what may change is "
-                f"{allowed}"
+                f"{override} is not what {run_dir} was begun with; what may change is {allowed}"
             )
         key = override.partition("=")[0]
         OmegaConf.update(saved, key, OmegaConf.select(node, key), merge=False)
@@ -224,7 +223,7 @@ def _saved(run_dir: Path) -> DictConfig:
         raise UserError(f"no config.yaml in {run_dir}, so it is not a run's folder")
     try:
         values = OmegaConf.load(path)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     saved = OmegaConf.merge(OmegaConf.structured(Config), values)
     assert isinstance(saved, DictConfig)

@@ -1,96 +1,119 @@
 """Scoring and comparing the checkpoints of runs; the entry point is scripts/evaluate.py."""
 
-import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mogrifier_lm.checkpoint import load_model
-from mogrifier_lm.data import Corpus
+from mogrifier_lm.data import UNK, Corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Result
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
-from mogrifier_lm.files import locked, write_json
+from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import Config
 from mogrifier_lm.reports.table import score_table
-from mogrifier_lm.run import check_device, saved_corpus, score_all
+from mogrifier_lm.run import SCORED, check_device, entries, saved_corpus, score
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("valid", "test")
 
-
-def load_run(config: Config, run_dir: Path) -> tuple[LanguageModel, Corpus]:
-    """The best weights of a run and the text that it was trained on.
-
-    Raises:
-        UserError: no checkpoint, or text that has changed since.
-    """
+def _load(config: Config, run_dir: Path) -> LanguageModel:
+    """The best weights of a run, on the device and with the threads that the config says."""
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    model = load_model(run_dir, check_device(config.trainer.device))
-    return model, saved_corpus(run_dir, config)
+    return load_model(run_dir, check_device(config.trainer.device))
 
 
 def evaluate_run(config: Config, run_dir: Path) -> None:
-    """Score a run with the evaluators of the config; summary.json takes the new entries in."""
-    model, corpus = load_run(config, run_dir)
+    """Score a run with the evaluators of the config; summary.json takes each's entry as it ends.
+
+    Raises:
+        UserError: no evaluators, no checkpoint, or text that has changed since.
+    """
+    if not any(vars(config.evaluators).values()):
+        raise UserError("no evaluators: give evaluators=[static]")
     with locked(run_dir):
-        scores, _ = score_all(config, model, corpus, SPLITS, run_dir)
         path = run_dir / "summary.json"
-        summary = json.loads(path.read_text()) if path.is_file() else {}
-        for split, entries in scores.items():
-            summary[split] = {**summary.get(split, {}), **entries}
-        write_json(path, summary)
+        summary, corpus = read_json(path), saved_corpus(run_dir, config)
+        for name, results in score(config, _load(config, run_dir), corpus, SCORED, run_dir):
+            for split, figures in entries({name: results}, corpus, SCORED).items():
+                summary[split] = {**summary.get(split, {}), **figures}
+            write_json(path, summary)
     log.info("\n%s", score_table(summary))
+
+
+@dataclass
+class _Compared:
+    """A run of a comparison, and its evaluator → split → result."""
+
+    config: Config
+    dir: Path
+    corpus: Corpus
+    results: dict[str, dict[str, Result]] = field(default_factory=dict)
 
 
 def compare_runs(sides: Sequence[Sequence[tuple[Config, Path]]]) -> None:
     """Print the paired difference of two sides, each one run or the same run with several seeds.
 
     Raises:
-        UserError: runs on different text, or nothing to compare.
+        UserError: runs on different text, a run twice on a side, or nothing to compare.
     """
-    corpora: list[Corpus] = []
-    results: list[list[dict[str, dict[str, Result]]]] = []
-    for name, side in zip("AB", sides, strict=True):
-        results.append([])
-        for config, run_dir in side:
-            log.info("%s: %s", name, run_dir)
-            model, corpus = load_run(config, run_dir)
-            corpora.append(corpus)
-            results[-1].append(score_all(config, model, corpus, SPLITS)[1])
-    texts = [[corpus.splits[split].sha256 for split in SPLITS] for corpus in corpora]
+    compared = [[_Compared(c, path, saved_corpus(path, c)) for c, path in side] for side in sides]
+    for side in compared:
+        if len({run.dir.resolve() for run in side}) < max(1, len(side)):
+            raise UserError("compare: a side has no run, or one run twice")
+    runs = [run for side in compared for run in side]
+    texts = [[run.corpus.splits[split].sha256 for split in SCORED] for run in runs]
     if any(text != texts[0] for text in texts):
         raise UserError("compare: the runs have different validation or test text")
-    evaluators = [name for name in results[0][0] if all(name in r for s in results for r in s)]
-    if not evaluators:
+    wanted = [
+        {name for name, value in vars(run.config.evaluators).items() if value} for run in runs
+    ]
+    shared = set.intersection(*wanted)
+    if not shared:
         raise UserError("compare: the runs share no evaluator: give evaluators=[static]")
-    for evaluator in evaluators:
-        for split in SPLITS:
+    _warn_of_unknown(compared)
+    for name, side in zip("AB", compared, strict=True):
+        for run in side:
+            log.info("%s: %s", name, run.dir)
+            for other in set(vars(run.config.evaluators)) - shared:
+                setattr(run.config.evaluators, other, None)
+            run.results = dict(score(run.config, _load(run.config, run.dir), run.corpus, SCORED))
+    for evaluator in runs[0].results:
+        for split in SCORED:
             log.info("%s, %s", evaluator, split)
-            _compare(evaluator, split, results, corpora)
+            _compare(evaluator, split, compared)
 
 
-def _compare(
-    evaluator: str,
-    split: str,
-    results: Sequence[Sequence[dict[str, dict[str, Result]]]],
-    corpora: Sequence[Corpus],
-) -> None:
-    remaining = iter(corpora)
-    ids = corpora[0].splits[split].ids
-    lines = corpora[0].tokenizer.decode(ids).split("\n")[:-1]
+def _warn_of_unknown(sides: Sequence[Sequence[_Compared]]) -> None:
+    """To predict <unk> is easier than the word behind it, so as many words have to be unknown."""
+    for split in SCORED:
+        shares = []
+        for side in sides:
+            corpus = side[0].corpus
+            words = corpus.tokenizer.decode_words(corpus.splits[split].ids)
+            shares.append(100 * words.count(UNK) / len(words))
+        if shares[0] != shares[1]:
+            log.warning(
+                "%s: %.2f %% of the words are <unk> to A, %.2f %% to B: their perplexities do not "
+                "compare", split, *shares,
+            )  # fmt: skip
+
+
+def _compare(evaluator: str, split: str, sides: Sequence[Sequence[_Compared]]) -> None:
+    corpus = sides[0][0].corpus
+    lines = corpus.tokenizer.decode(corpus.splits[split].ids).split("\n")[:-1]
     words_S = np.array([len(line.split()) + 1 for line in lines])
     nats_S, shown = [], []
-    for name, side in zip("AB", results, strict=True):
+    for name, side in zip("AB", sides, strict=True):
         sums, ppls = [], []
         for run in side:
-            corpus, result = next(remaining), run[evaluator][split]
+            corpus, result = run.corpus, run.results[evaluator][split]
             nats = result.evaluation.nats.double().numpy()
             sums.append(sentence_sums(nats, corpus.splits[split].ids, corpus.tokenizer.eos_id))
             ppls.append(result.score.ppl)

@@ -19,6 +19,23 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     tmp.replace(path)
 
 
+def read_json(path: Path, required: bool = False) -> dict[str, Any]:
+    """The values in a file of a run; {} where there is no file.
+
+    Raises:
+        UserError: it is damaged, or `required` and not there.
+    """
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        if required:
+            raise UserError(f"no {path.name} in {path.parent}, so it is not a whole run") from None
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return values
+
+
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which one process at a time may write to; ends with the process at latest.

@@ -4,7 +4,6 @@ Imports here are light: torch, datasets and wandb come in when a run needs them.
 """
 
 import functools
-import json
 import logging
 import os
 import re
@@ -32,7 +31,7 @@ from mogrifier_lm.config import (
 )
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.explain import explain
-from mogrifier_lm.files import locked, shown, write_json
+from mogrifier_lm.files import locked, read_json, shown, write_json
 from mogrifier_lm.options import Config
 from mogrifier_lm.reports.sweep import MULTIRUN
 from mogrifier_lm.reports.table import objective
@@ -88,7 +87,7 @@ def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
     """
     wanted = as_values(overrides)
     for path in Path(sweep_dir).glob("*/overrides.json"):
-        if json.loads(path.read_text()) == wanted:
+        if read_json(path) == wanted:
             return path.parent.name
     while True:
         try:
@@ -170,7 +169,7 @@ def run_in(
 ) -> float:
     """Run a config in its folder, or what is left of it there; a failure leaves its reason."""
     path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {}
+    summary = read_json(path)
     holds_run, begun = (folder / "checkpoints").exists(), False
     try:
         if in_sweep and node.resume:

@@ -57,7 +57,7 @@ class DataConfig:
     cache_dir: str | None = option(
         None, "token arrays are kept here; default ~/.cache/mogrifier_lm (or $XDG_CACHE_HOME)"
     )
-    seed: int = option(0, "of the synthetic language and its text", least=0)
+    seed: int = option(0, "of the synthetic language and its text", least=0, below=2**32)
 
 
 @dataclass(kw_only=True)
@@ -373,13 +373,13 @@ class CacheConfig:
 class MCDropoutConfig:
     passes: int = option(20, "predictions averaged", least=1, paper=MOGRIFIER)
     scale: list[float] = option(
-        [0.2, 0.4, 0.6, 0.8, 1.0],
+        [0.0, 0.1, 0.2, 0.4, 0.6, 0.8],
         "factor on the training's dropout rates",
         least=0,
         paper=MOGRIFIER,
     )
     window: int | None = option(None, "time steps that share a mask; null: trainer.bptt", least=1)
-    seed: int = option(0, "of the masks", least=0)
+    seed: int = option(0, "of the masks", least=0, below=2**32)
     tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
 
 
@@ -431,7 +431,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluators: EvaluatorsConfig = field(default_factory=EvaluatorsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    seed: int = option(1, "of the initial weights and the dropout masks", least=0)
+    seed: int = option(1, "of the initial weights and the dropout masks", least=0, below=2**32)
     debug: bool = option(False, "show the traceback of an error")
     resume: str | None = option(None, "folder of a run to go on with")
 

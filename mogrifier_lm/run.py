@@ -1,11 +1,10 @@
 """The composition root: the only place that builds objects out of a config."""
 
 import dataclasses
-import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from mogrifier_lm.evaluators import (
     evaluate,
     static_score,
 )
-from mogrifier_lm.files import shown, write_json
+from mogrifier_lm.files import read_json, shown, write_json
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.optim import build_averaging, build_optimizer
 from mogrifier_lm.options import Config, DataConfig, ModelConfig, TokenizerConfig
@@ -39,6 +38,7 @@ from mogrifier_lm.trainer import Trainer, total_steps
 
 log = logging.getLogger(__name__)
 
+SCORED = ("valid", "test")  # splits
 ORDERS = {"columns": Streams, "read_heads": ReadHeads}
 # Before a run of a sweep has set another number. A launcher that divides the cores says so by
 # OMP_NUM_THREADS; else what SLURM has lent counts, not the node's cores.
@@ -73,7 +73,7 @@ def saved_corpus(run_dir: Path, config: Config | None = None) -> Corpus:
     """
     config = config or load_config(run_dir)
     corpus = build_corpus(config.data, config.tokenizer)
-    known = json.loads((run_dir / "provenance.json").read_text())["data"]["sha256"]
+    known = read_json(run_dir / "provenance.json", required=True)["data"]["sha256"]
     for name, split in corpus.splits.items():
         if split.sha256 != known[name]:
             raise UserError(
@@ -155,14 +155,9 @@ def start_from(model: LanguageModel, run_dir: Path, tokenizer: Tokenizer) -> Non
     Raises:
         UserError: they are not.
     """
-    weights, _ = checkpoint.load(run_dir / checkpoint.BEST)
     if saved_tokenizer(run_dir).words != tokenizer.words:
         raise UserError(f"trainer.init_from={run_dir}: that run has another vocabulary")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise UserError(f"trainer.init_from={run_dir} does not fit this model: {reason}") from error
+    checkpoint.load_weights(model, run_dir)
     log.info("starting from the best weights of %s", run_dir)
 
 
@@ -183,14 +178,14 @@ def check_device(name: str) -> str:
     return str(device)
 
 
-def score_all(
+def score(
     config: Config,
     model: LanguageModel,
     corpus: Corpus,
     splits: Sequence[str],
     run_dir: Path | None = None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Result]]]:
-    """Tune on validation, then score, with the evaluators that the config names.
+) -> Iterator[tuple[str, dict[str, Result]]]:
+    """Tune on validation, then score, with one after the other of the config's evaluators.
 
     Args:
         config: its evaluators and the dropout that the model was trained with.
@@ -199,8 +194,8 @@ def score_all(
         splits: those to score.
         run_dir: where the searches are kept, in tuning.json.
 
-    Returns:
-        split → evaluator → entry of summary.json, and evaluator → split → result.
+    Yields:
+        An evaluator's name, and split → result.
     """
     eos_id = corpus.tokenizer.eos_id
     task = Task(
@@ -210,8 +205,6 @@ def score_all(
         rates=build_rates(config.regularization),
         keep=["dynamic"] if config.evaluators.dynamic_cache else [],
     )
-    entries: dict[str, dict[str, Any]] = {split: {} for split in splits}
-    results = {}
     check_causality(model, corpus.splits["valid"], eos_id)
     for name, evaluator in EVALUATORS.items():
         settings = getattr(config.evaluators, name)
@@ -219,18 +212,27 @@ def score_all(
             settings = dataclasses.replace(settings, window=config.trainer.bptt)
         if settings is None:
             continue
-        results[name], trials = evaluate(name, evaluator, settings, task, splits)
-        for split, result in results[name].items():
-            entries[split][name] = result.to_dict()
-        if trials and run_dir:
+        results, trials = evaluate(name, evaluator, settings, task, splits)
+        if run_dir:
             path = run_dir / "tuning.json"
-            known = json.loads(path.read_text()) if path.is_file() else {}
-            write_json(path, {**known, name: trials})
+            tuning = {k: v for k, v in read_json(path).items() if k != name}
+            tuning |= {name: trials} if trials else {}
+            if tuning or path.is_file():
+                write_json(path, tuning)
+        yield name, results
+
+
+def entries(
+    results: Mapping[str, Mapping[str, Result]], corpus: Corpus, splits: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Split → evaluator → figures, as in summary.json; with the floor where the source is known."""
+    found: dict[str, dict[str, Any]] = {}
     for split in splits:
         text = corpus.splits[split]
+        found[split] = {name: result[split].to_dict() for name, result in results.items()}
         if text.floor_nats is not None:
-            entries[split]["floor_ppl"] = math.exp(text.floor_nats / text.words)
-    return entries, results
+            found[split]["floor_ppl"] = math.exp(text.floor_nats / text.words)
+    return found
 
 
 def run(config: Config, run_dir: Path, overrides: Sequence[str]) -> float:
@@ -324,7 +326,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str]) -> float:
         processes.part()
         progress = trainer.progress
         log.info("scoring the best weights")
-        scores, _ = score_all(config, model, corpus, ("valid", "test"), run_dir)
+        results = dict(score(config, model, corpus, SCORED, run_dir))
         result = {
             "status": "completed",
             "seed": config.seed,
@@ -340,7 +342,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str]) -> float:
             ),
             "best_step": progress.best_step,
             "ended": progress.finished,
-            **scores,
+            **entries(results, corpus, SCORED),
         }
         plot_curves(run_dir)
         tracker.summary(result)
@@ -372,7 +374,7 @@ def _begin(
     )
     facts["processes"] = processes
     if resuming:
-        facts["before"] = json.loads((run_dir / "provenance.json").read_text())
+        facts["before"] = read_json(run_dir / "provenance.json")
     write_json(run_dir / "provenance.json", facts)
 
 
@@ -383,9 +385,9 @@ def _tracker(
     values: dict[str, Any],
     run_id: str | None,
 ) -> Tracker:
-    t, begun = config.tracker, run_dir / "overrides.json"
-    if begun.is_file():  # a run that goes on keeps its name
-        overrides = [f"{k}={v}" for k, v in json.loads(begun.read_text()).items()]
+    t = config.tracker
+    if begun := read_json(run_dir / "overrides.json"):  # a run that goes on keeps its name
+        overrides = [f"{k}={v}" for k, v in begun.items()]
     chosen = dict(o.split("=", 1) for o in overrides if o.startswith(("experiment=", "sweep=")))
     names = [*chosen.values(), config.data.name, config.model.cell]
     names += ["mogrifier"] if config.model.rounds else []

@@ -5,7 +5,6 @@ number. One process, which holds the folder's lock, asks the study for trials, s
 their validation perplexities out of metrics.jsonl, and ends those that are hopeless.
 """
 
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mogrifier_lm import cli
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import locked, write_json
+from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.job import as_values, quoted
 from mogrifier_lm.reports.search import NAME, storage
 from mogrifier_lm.reports.sweep import (
@@ -109,9 +108,7 @@ class TrialRun:
             self.process.wait()
 
     def summary(self) -> dict[str, Any]:
-        path = self.folder / "summary.json"
-        summary: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return summary
+        return read_json(self.folder / "summary.json")
 
     def hopeless(self) -> bool:
         """Report new validations to the study; whether its pruner gives the run up."""

@@ -226,12 +226,15 @@ class Trainer:
                     last_save = clock()
                     p.pause_seconds += last_save - now - pause
                     mark += last_save - now  # the rate is that of training alone
-        if not math.isfinite(p.best_ppl):  # resumed with a limit that was passed before
+        if p.best_ppl == math.inf and not p.since_best:  # resumed with a limit passed before
             self._validate(track)
             self.save()
         log.info("training ended: %s", p.finished)
-        best, _ = checkpoint.load(self.run_dir / checkpoint.BEST)
-        self.model.load_state_dict(best)
+        if p.best_ppl == math.inf:
+            raise UserError(
+                "validation perplexity was never finite: lower optimizer.lr or trainer.clip"
+            )
+        checkpoint.load_weights(self.model, self.run_dir)
 
     @property
     def share_done(self) -> float:
@@ -403,8 +406,7 @@ class Trainer:
         p, factor = self.progress, self.config.lr_on_divergence
         if factor is None or not math.isfinite(p.best_ppl):
             raise UserError(f"{reason} after step {p.step}: lower optimizer.lr or trainer.clip")
-        best, _ = checkpoint.load(self.run_dir / checkpoint.BEST)
-        self.model.load_state_dict(best)
+        checkpoint.load_weights(self.model, self.run_dir)
         self._zero_states()
         for slots in self.optimizer.state.values():
             for value in slots.values():

@@ -17,5 +17,6 @@ from mogrifier_lm.cli import evaluate
 
 if __name__ == "__main__":
     if len(sys.argv) == 1 or {"-h", "--help"} & set(sys.argv):
-        sys.exit(__doc__)
+        print(__doc__)
+        sys.exit()
     evaluate()

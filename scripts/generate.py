@@ -9,6 +9,7 @@ The temperature divides the logits: below 1 likely words become likelier. The pr
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -29,10 +30,10 @@ def main(
     prompt: str = "",
     device: str = "cpu",
 ) -> None:
-    if tokens < 1 or not 0 < temperature < math.inf:
-        raise UserError("tokens must be at least 1, and temperature above 0")
+    if tokens < 1 or not 1e-3 <= temperature < math.inf or not 0 <= seed < 1 << 32:
+        raise UserError("tokens must be at least 1, temperature 0.001, and seed 0 to 2^32 - 1")
     model, tokenizer = load_model(run, check_device(device)), saved_tokenizer(Path(run))
-    lines = split_lines(prompt.encode(), "prompt")
+    lines = split_lines(os.fsencode(prompt), "prompt")
     ids = tokenizer.encode(lines)[:-1].tolist()  # its last line goes on
     words = {word for line in lines for word in line.split()}
     if unknown := sorted(words - set(tokenizer.decode_words(ids))):

@@ -34,9 +34,8 @@ def span(metadata: Any) -> str:
     if metadata.get("choices"):
         return ", ".join(f"`{choice}`" for choice in metadata["choices"])
     signs = {"least": "≥", "above": ">", "below": "<"}
-    return ", ".join(
-        f"{s} {metadata[k]:g}" for k, s in signs.items() if metadata.get(k) is not None
-    )
+    ends = {sign: metadata[key] for key, sign in signs.items() if metadata.get(key) is not None}
+    return ", ".join(f"{s} {v:,}" if isinstance(v, int) else f"{s} {v:g}" for s, v in ends.items())
 
 
 def default(field: dataclasses.Field[Any]) -> str:

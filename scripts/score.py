@@ -4,13 +4,13 @@
     python scripts/score.py run=RUN_DIR split=valid save=FILE    # and each word, tab-separated
     python scripts/score.py run=RUN_DIR text=FILE                # each word of a text; - is stdin
 
-A split's tables and plot are left in RUN_DIR as words_SPLIT.md and .png. In a text every line ends
+A split's tables and plot are left in RUN_DIR as words_SPLIT.md and .png; words that a word model
+reads as <unk> count there as that word. In a text every line ends
 with an <eos> and the state is carried from line to line; words that the model does not know are
 scored as <unk>, and marked. Other keys: device=cpu; min_count=10, how often a word must
 occur in the split to be listed by itself.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mogrifier_lm.cli import script
 from mogrifier_lm.config import nearest
 from mogrifier_lm.data import EOS, SPLITS, split_lines
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import static_nats
+from mogrifier_lm.evaluators import perplexity, static_nats
 from mogrifier_lm.reports.words import per_word, plot_words, training_counts, word_nats, words_table
 from mogrifier_lm.run import check_device, saved_corpus, saved_tokenizer
 
@@ -43,13 +43,13 @@ def main(
         ids = tokenizer.encode(lines)
         if not len(ids):
             raise UserError(f"{text} is empty")
-        nats = per_word(tokenizer, ids, static_nats(model, ids, tokenizer.eos_id).numpy())
+        nats = per_word(tokenizer, ids, static_nats(model, ids, tokenizer.eos_id).double().numpy())
         words = [word for line in lines for word in (*line.split(), EOS)]
         for word, seen, value in zip(words, tokenizer.decode_words(ids), nats, strict=True):
             print(f"{word}\t{value:.4f}" + (f"\tas {seen}" if seen != word else ""))
-        mean = nats.mean()
+        ppl = perplexity(nats.mean())
         print(
-            f"{len(words)} words, {nats.sum():.4f} nats, perplexity {math.exp(mean):.2f} a word",
+            f"{len(words)} words, {nats.sum():.4f} nats, perplexity {ppl:.2f} a word",
             file=sys.stderr,
         )
         return
@@ -58,14 +58,15 @@ def main(
     corpus = saved_corpus(run_dir)
     tokenizer, ids = corpus.tokenizer, corpus.splits[split].ids
     counts = training_counts(tokenizer, corpus.splits["train"].ids)
-    scored = word_nats(tokenizer, ids, static_nats(model, ids, tokenizer.eos_id).numpy(), counts)
+    nats = static_nats(model, ids, tokenizer.eos_id).double().numpy()
+    scored = word_nats(tokenizer, ids, nats, counts)
     title = f"{corpus.name} {split}"
     page = words_table(scored, title, min_count)
-    (run_dir / f"words_{split}.md").write_text(page)
-    plot_words(scored, title, run_dir / f"words_{split}.png")
+    print(page)
     if save:
         scored.save(Path(save))
-    print(page)
+    (run_dir / f"words_{split}.md").write_text(page)
+    plot_words(scored, title, run_dir / f"words_{split}.png")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import read_json
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -97,7 +98,7 @@ class WordTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        return cls(json.loads(path.read_text())["words"])
+        return cls(read_json(path)["words"])
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -198,9 +199,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer saved at `path`.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file, or one that is damaged.
     """
     try:
-        return TOKENIZERS[json.loads(path.read_text())["name"]].load(path)
+        return TOKENIZERS[read_json(path, required=True)["name"]].load(path)
     except FileNotFoundError as error:
         raise UserError(f"no tokenizer: {error.filename} is missing") from error
+    except (KeyError, RuntimeError) as error:  # RuntimeError is sentencepiece's
+        raise UserError(f"the tokenizer {path} is damaged: {error}") from error

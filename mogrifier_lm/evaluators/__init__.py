@@ -1,7 +1,7 @@
 """Evaluators: a model and a split in, sums of nats, tokens, words and bytes out.
 
 A new one is a function (see `task.Evaluator`) in a file of its own, a line in `EVALUATORS`, its
-settings in `config.EvaluatorsConfig` and a yaml in configs/evaluators/. Settings that are lists
+settings in `options.EvaluatorsConfig` and a yaml in configs/evaluators/. Settings that are lists
 are tuned on the validation text.
 """
 
@@ -9,7 +9,7 @@ from mogrifier_lm.evaluators.cache import cache, dynamic_cache
 from mogrifier_lm.evaluators.dynamic import dynamic
 from mogrifier_lm.evaluators.mc_dropout import mc_dropout
 from mogrifier_lm.evaluators.rounds import rounds
-from mogrifier_lm.evaluators.score import Score
+from mogrifier_lm.evaluators.score import Score, perplexity
 from mogrifier_lm.evaluators.static import static, static_nats, static_score
 from mogrifier_lm.evaluators.task import (
     Evaluation,
@@ -40,6 +40,7 @@ __all__ = [
     "Text",
     "check_causality",
     "evaluate",
+    "perplexity",
     "static_nats",
     "static_score",
 ]

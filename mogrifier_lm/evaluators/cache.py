@@ -59,15 +59,16 @@ def _record(task: Task, text: Text) -> tuple[Tensor, Tensor]:
 def _mix(
     text: Text, hidden_NE: Tensor, nats_N: Tensor, trials: Sequence[Settings]
 ) -> Iterator[Evaluation]:
-    windows = sorted({trial["window"] for trial in trials})
-    thetas = sorted({trial["theta"] for trial in trials})
     size = len(text)
+    windows = sorted({min(trial["window"], size) for trial in trials})  # no past is longer
+    thetas = sorted({trial["theta"] for trial in trials})
     targets_N = torch.from_numpy(text.split.ids.astype("int64")).to(hidden_NE.device)
     p_cache = cache_probabilities(hidden_NE[:size], targets_N, windows, thetas).cpu()
     log_model_N = -nats_N[:size].double()
     for trial in trials:
         weight = torch.tensor(trial["weight"], dtype=torch.float64)
-        log_cache_N = p_cache[windows.index(trial["window"]), thetas.index(trial["theta"])].log()
+        window = windows.index(min(trial["window"], size))
+        log_cache_N = p_cache[window, thetas.index(trial["theta"])].log()
         log_cache_N[0] = log_model_N[0]  # no past yet
         yield Evaluation(
             -torch.logaddexp((1 - weight).log() + log_model_N, weight.log() + log_cache_N)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mogrifier_lm.data import IGNORE
 from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
 from mogrifier_lm.model import LanguageModel, States
 
@@ -79,7 +80,7 @@ def _gradients(
     """Of the mean nats per token, without dropout; the hidden vectors; the states after."""
     with torch.enable_grad():
         hidden, states = model.encode(inputs_TB, states)
-        mean = model.output_loss(hidden, targets_TB.flatten()) / targets_TB.numel()
+        mean = model.output_loss(hidden, targets_TB.flatten()) / (targets_TB != IGNORE).sum()
     gradients = torch.autograd.grad(mean, params, allow_unused=True, materialize_grads=True)
     return gradients, hidden.detach(), [(h.detach(), c.detach()) for h, c in states]
 
@@ -111,6 +112,7 @@ def root_mean_squares(task: Task, settings: Settings) -> list[Tensor]:
         model, params, train = task.model, list(task.model.parameters()), task.splits["train"]
         text = Text("train", replace(train, ids=train.ids[:tokens]))
         squares = [torch.zeros_like(p) for p in params]
+        batch_size = min(batch_size, len(text))
         states, count = model.zero_states(batch_size), 0
         for inputs_TB, targets_TB in task.windows(text, window, "statistics", batch_size):
             gradients, _, states = _gradients(model, params, inputs_TB, targets_TB, states)

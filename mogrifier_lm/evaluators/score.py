@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def perplexity(mean_nats: float) -> float:
+    """exp; inf where it overflows or nothing finite was predicted."""
+    return math.exp(mean_nats) if mean_nats < 700 else math.inf
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """Totals over a split: -ln p in nats, tokens predicted, original words and bytes of text."""
@@ -16,15 +21,14 @@ class Score:
 
     @property
     def ppl(self) -> float:
-        """Perplexity per original word, one <eos> a line counted; inf where it overflows."""
-        mean = self.nats / self.words
-        return math.exp(mean) if mean < 700 else math.inf
+        """Perplexity per original word, one <eos> a line counted."""
+        return perplexity(self.nats / self.words)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of summary.json: perplexity per word, then per token, and bits per byte."""
         return {
             "ppl": self.ppl,
-            "token_ppl": math.exp(min(self.nats / self.tokens, 700)),
+            "token_ppl": perplexity(self.nats / self.tokens),
             "bits_per_byte": self.nats / math.log(2) / self.bytes,
             "nats": self.nats,
             "tokens": self.tokens,

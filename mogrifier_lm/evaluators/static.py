@@ -19,11 +19,11 @@ def static(task: Task, text: Text, trials: Sequence[Settings]) -> Iterable[Evalu
     across windows; with a batch size above 1 each stream starts cold at its place in the text.
 
     Settings:
-        batch_size: streams.
+        batch_size: streams, at most one a token.
         window: time steps scored at once.
         temperature: factor on the logits.
     """
-    batch_size, window = trials[0]["batch_size"], trials[0]["window"]
+    batch_size, window = min(trials[0]["batch_size"], len(text)), trials[0]["window"]
     states, targets = task.model.zero_states(batch_size), []
     nats: list[list[Tensor]] = [[] for _ in trials]
     for inputs_TB, targets_TB in task.windows(text, window, "static", batch_size):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.data import Split, Streams
-from mogrifier_lm.evaluators.score import Score
+from mogrifier_lm.evaluators.score import Score, perplexity
 from mogrifier_lm.files import progress_bar
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.regularization import Rates
@@ -133,15 +133,18 @@ def evaluate(
             nats = evaluation.nats.double().mean().item()
             trials.append({**{k: tried[k] for k in grid}, "valid_nats": nats})
             log.debug("%s: %s", name, trials[-1])
-        index = min(range(len(trials)), key=lambda i: _finite(trials[i]["valid_nats"]))
+        ppls = [perplexity(trial["valid_nats"]) for trial in trials]
+        index = ppls.index(min(ppls))
         best = settings[index]
+        if ppls[index] == math.inf:
+            log.warning("%s: every setting tried gives infinite nats; the first is taken", name)
         log.info(
             "%s: %s, the best of %d settings on %s validation tokens, perplexity %.2f, %.0f s",
             name,
             ", ".join(f"{k} {best[k]:g}" for k, v in grid.items() if len(v) > 1),
             len(trials),
             f"{len(part):,}",
-            math.exp(min(700, trials[index]["valid_nats"])),
+            ppls[index],
             time.monotonic() - began,
         )
     results = {}
@@ -153,10 +156,6 @@ def evaluate(
         seconds = time.monotonic() - began
         log.info("%s: %s perplexity %.2f, %.0f s", name, split, results[split].score.ppl, seconds)
     return results, trials
-
-
-def _finite(nats: float) -> float:
-    return nats if math.isfinite(nats) else math.inf
 
 
 def check_causality(model: LanguageModel, split: Split, eos_id: int, length: int = 32) -> None:
@@ -174,7 +173,7 @@ def check_causality(model: LanguageModel, split: Split, eos_id: int, length: int
         model.token_nats(x.to(device), targets_T1.to(device), model.zero_states(1))[0][:half]
         for x in (inputs_T1, changed_T1)
     )
-    if not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
+    if not torch.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise ValueError(
             f"the model sees the future: a change of word {half} moved an earlier prediction by "
             f"{(before - after).abs().max():.2g} nats, so its perplexity means nothing"

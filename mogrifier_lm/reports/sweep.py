@@ -21,6 +21,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import read_json
 
 # Overrides that summary.json tells of where a run was begun without them.
 TOLD = {"model.rounds": "rounds", "model.hidden_size": "hidden_size", "seed": "seed"}
@@ -52,12 +53,11 @@ class Run:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none."""
+    """The object in a file; {} where there is none, a failure where it is damaged."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        return {"status": "failed", "error": f"{path.name} is damaged: {error}"}
-    return values
+        return read_json(path)
+    except UserError as error:
+        return {"status": "failed", "error": str(error)}
 
 
 def is_run(folder: Path) -> bool:

@@ -1,14 +1,13 @@
 """The summary run of a sweep in W&B: its table and its plot beside the runs, in their group."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mogrifier_lm.config import load_config
-from mogrifier_lm.files import write_json
+from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.reports.sweep import (
     Run,
     completed,
@@ -38,7 +37,7 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
         return
     digest = hashlib.sha256((folder / "sweep.csv").read_bytes()).hexdigest()
     state = folder / "wandb.json"
-    known = json.loads(state.read_text()) if state.is_file() else {}
+    known = read_json(state)
     if known.get("sweep.csv") == digest:
         return
     name = sweep_name(sweep_dir)

@@ -44,6 +44,6 @@ def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
         "files": str(run_dir),
     }
     scores = score_table(summary)
-    width = scores.index("  validation")
+    width = max(scores.index("  validation"), *map(len, facts))
     lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
     return "\n".join(["", scores, *lines, ""])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mogrifier_lm.data import EOS, Tokenizer
+from mogrifier_lm.evaluators.score import perplexity
 from mogrifier_lm.reports.curves import pyplot
 
 COUNT_BANDS = (0, 1, 10, 100, 1000, 10_000)  # least training count of each band
@@ -105,7 +106,7 @@ def words_table(text: WordNats, title: str, min_count: int = 10, rows: int = 15)
     """
     total, size = float(text.nats.sum()), len(text.words)
     mean = total / size
-    out = [f"# {title}: {size:,} words, {mean:.4f} nats a word, perplexity {np.exp(mean):.2f}"]
+    out = [f"# {title}: {size:,} words, {mean:.4f} nats a word, perplexity {perplexity(mean):.2f}"]
     for head, values, least in (
         ("training count", text.counts, COUNT_BANDS),
         ("place in line", text.places, PLACE_BANDS),
@@ -116,7 +117,7 @@ def words_table(text: WordNats, title: str, min_count: int = 10, rows: int = 15)
                 f"{band.words:,}",
                 f"{band.words / size:.1%}",
                 f"{band.mean:.3f}",
-                f"{np.exp(band.mean):,.1f}",
+                f"{perplexity(band.mean):,.1f}",
                 f"{band.nats / total:.1%}",
             )
             for band in bands(values, text.nats, least)
