@@ -350,6 +350,9 @@ class DynamicConfig:
     lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", least=0)
     decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0, paper=DYNAMIC)
     epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0)
+    temperature: list[float] = option(
+        [1.0], "factor on the logits that score a window; it learns at 1", above=0, paper=LAMB
+    )
     statistics_tokens: int | None = option(100_000, "rms: training tokens; null: all", least=1)
     statistics_batch_size: int = option(20, "rms: streams over them", least=1)
     tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
@@ -377,6 +380,9 @@ class MCDropoutConfig:
         "factor on the training's dropout rates",
         least=0,
         paper=MOGRIFIER,
+    )
+    temperature: list[float] = option(
+        [1.0], "factor on the logits of each pass", above=0, paper=LAMB
     )
     window: int | None = option(None, "time steps that share a mask; null: trainer.bptt", least=1)
     seed: int = option(0, "of the masks", least=0, below=2**32)

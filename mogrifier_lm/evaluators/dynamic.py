@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.data import IGNORE
-from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
+from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
 from mogrifier_lm.model import LanguageModel, States
 
 
@@ -31,20 +31,25 @@ def dynamic(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Eval
         rule: "rms" or "sgd".
         mean: of the rms, over all "elements" (LAMB) or as the mean of the means of "tensors" (DYN).
         lr, decay, epsilon: as above.
+        temperature: factor on the logits that score a window; it learns at 1.
         statistics_tokens, statistics_batch_size: of the training text and its streams.
     """
-    for trial in trials:
-        yield _adapt(task, text, trial)
+    for settings, temperatures in by_temperature(trials):
+        yield from _adapt(task, text, settings, temperatures)
 
 
-def _adapt(task: Task, text: Text, settings: Settings) -> Evaluation:
+def _adapt(
+    task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
+) -> Iterator[Evaluation]:
     model, params = task.model, list(task.model.parameters())
     steps, pulls = _coefficients(task, settings)
-    states, nats, hiddens = model.zero_states(1), [], []
+    states, hiddens = model.zero_states(1), []
+    nats: list[list[Tensor]] = [[] for _ in temperatures]
     with restored(params) as trained:
         for inputs_T1, targets_T1 in task.windows(text, settings["window"], "dynamic"):
             gradients, hidden, states = _gradients(model, params, inputs_T1, targets_T1, states)
-            nats.append(model.output_nats(hidden, targets_T1.flatten()))
+            for found, temperature in zip(nats, temperatures, strict=True):
+                found.append(model.output_nats(hidden, targets_T1.flatten(), temperature))
             if "dynamic" in task.keep:
                 hiddens.append(hidden)
             with torch.no_grad():
@@ -52,10 +57,11 @@ def _adapt(task: Task, text: Text, settings: Settings) -> Evaluation:
                     params, trained, gradients, steps, pulls, strict=True
                 ):
                     p.lerp_(p0, pull).addcmul_(gradient, step, value=-1)
-    nats_N = torch.cat(nats).cpu()
-    if hiddens:
-        task.memo["dynamic", text.name] = torch.cat(hiddens), nats_N
-    return Evaluation(nats_N)
+    for found in nats:
+        nats_N = torch.cat(found).cpu()
+        if hiddens:
+            task.memo["dynamic", text.name] = torch.cat(hiddens), nats_N
+        yield Evaluation(nats_N)
 
 
 @contextmanager

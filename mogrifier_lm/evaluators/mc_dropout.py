@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
-from mogrifier_lm.regularization import Rates, draw_masks
+from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
+from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.regularization import draw_masks
 
 # Masks that the streams of a batch share: passes that are to differ run one at a time.
 SHARED = ("embedding", "weight")
@@ -23,39 +24,52 @@ def mc_dropout(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[E
     Settings:
         passes: how many.
         scale: factor on the rates.
+        temperature: factor on the logits of each pass.
         window: time steps that share a mask, where the training's masks are shared over time.
         seed: of the masks.
     """
-    for trial in trials:
-        yield _average(task, text, trial, task.rates.scaled(trial["scale"]))
+    for settings, temperatures in by_temperature(trials):
+        yield from _average(task, text, settings, temperatures)
 
 
 @torch.no_grad()
-def _average(task: Task, text: Text, settings: Settings, rates: Rates) -> Evaluation:
+def _average(
+    task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
+) -> list[Evaluation]:
     model, passes = task.model, settings["passes"]
+    rates = task.rates.scaled(settings["scale"])
     batch_size = 1 if any(vars(rates).get(name) for name in SHARED) else passes
     states = [model.zero_states(batch_size) for _ in range(passes // batch_size)]
     generator = torch.Generator(model.output_bias.device).manual_seed(settings["seed"])
-    arithmetic: list[Tensor] = []
-    geometric: list[Tensor] = []
+    arithmetic: list[list[Tensor]] = [[] for _ in temperatures]
+    geometric: list[list[Tensor]] = [[] for _ in temperatures]
     for inputs_T1, targets_T1 in task.windows(text, settings["window"], "mc_dropout"):
         shape = len(inputs_T1), batch_size
-        inputs_TB, targets_TB = inputs_T1.expand(shape), targets_T1.expand(shape)
-        nats, hiddens = [], []
+        inputs_TB, hiddens = inputs_T1.expand(shape).contiguous(), []
         for i, state in enumerate(states):
             masks = draw_masks(rates, model.mask_sizes, shape, generator)
-            hidden, states[i] = model.encode(inputs_TB.contiguous(), state, masks)
-            nats.append(model.output_nats(hidden, targets_TB.flatten()).view(shape))
+            hidden, states[i] = model.encode(inputs_TB, state, masks)
             hiddens.append(hidden.view(*shape, -1))
-        log_p_TB = -torch.cat(nats, 1).double()
-        arithmetic.append(math.log(passes) - log_p_TB.logsumexp(1))
         hidden_TPE = torch.cat(hiddens, 1)
-        if model.mixture == 1:
-            # The logits are linear in h: softmax(W mean(h)) is the normalised geometric mean of the
-            # passes' softmax(W h), for the price of one more pass.
-            geometric.append(model.output_nats(hidden_TPE.mean(1), targets_T1.flatten()))
-        else:
-            log_p_TPV = model.log_probs(hidden_TPE.flatten(0, 1)).view(*hidden_TPE.shape[:2], -1)
-            mean_TV = log_p_TPV.mean(1).log_softmax(1)
-            geometric.append(-mean_TV.gather(1, targets_T1).squeeze(1))
-    return Evaluation(torch.cat(arithmetic).cpu(), {"geometric": torch.cat(geometric).cpu()})
+        for i, temperature in enumerate(temperatures):
+            nats_TP = model.output_nats(
+                hidden_TPE.flatten(0, 1), targets_T1.expand(-1, passes).flatten(), temperature
+            ).view(-1, passes)
+            arithmetic[i].append(math.log(passes) - (-nats_TP.double()).logsumexp(1))
+            geometric[i].append(_geometric(model, hidden_TPE, targets_T1, temperature))
+    return [
+        Evaluation(torch.cat(a).cpu(), {"geometric": torch.cat(g).cpu()})
+        for a, g in zip(arithmetic, geometric, strict=True)
+    ]
+
+
+def _geometric(
+    model: LanguageModel, hidden_TPE: Tensor, targets_T1: Tensor, temperature: float
+) -> Tensor:
+    """-ln of the normalised geometric mean over the passes P, [T]."""
+    if model.mixture == 1:
+        # The logits are linear in h: it is softmax(W mean(h)), for the price of one more pass.
+        return model.output_nats(hidden_TPE.mean(1), targets_T1.flatten(), temperature)
+    log_p = model.log_probs(hidden_TPE.flatten(0, 1), temperature)
+    mean_TV = log_p.view(*hidden_TPE.shape[:2], -1).mean(1).log_softmax(1)
+    return -mean_TV.gather(1, targets_T1).squeeze(1)

@@ -83,6 +83,16 @@ class Evaluation:
 Evaluator = Callable[[Task, Text, Sequence[Settings]], Iterable[Evaluation]]
 
 
+def by_temperature(trials: Iterable[Settings]) -> Iterator[tuple[Settings, list[float]]]:
+    """Settings and their temperatures: trials in a row that differ in nothing else share a pass."""
+
+    def others(trial: Settings) -> Settings:
+        return {key: value for key, value in trial.items() if key != "temperature"}
+
+    for settings, group in itertools.groupby(trials, others):
+        yield settings, [trial["temperature"] for trial in group]
+
+
 @dataclass(frozen=True)
 class Result:
     """A split's score with the settings it was scored with."""

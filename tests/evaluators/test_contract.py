@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.data import Split
-from mogrifier_lm.evaluators import EVALUATORS, Task, check_causality, evaluate
+from mogrifier_lm.evaluators import EVALUATORS, Task, Text, check_causality, evaluate
 from mogrifier_lm.evaluators.dynamic import restored
 from mogrifier_lm.model import LanguageModel, States
 from mogrifier_lm.options import EvaluatorsConfig, ModelConfig
@@ -23,11 +23,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "static": {"batch_size": 1, "window": 7, "temperature": 0.8},
     "dynamic": {
         "window": 4, "rule": "rms", "mean": "elements", "lr": 0.02, "decay": 0.01,
-        "epsilon": 1e-3, "statistics_tokens": 200, "statistics_batch_size": 4,
+        "epsilon": 1e-3, "temperature": 0.9, "statistics_tokens": 200, "statistics_batch_size": 4,
     },
     "cache": {"weight": 0.3, "theta": 0.7, "window": 9},
     "dynamic_cache": {"weight": 0.3, "theta": 0.7, "window": 100},
-    "mc_dropout": {"passes": 3, "scale": 0.8, "window": 6, "seed": 0},
+    "mc_dropout": {"passes": 3, "scale": 0.8, "temperature": 0.9, "window": 6, "seed": 0},
     "rounds": {"window": 64},
 }  # fmt: skip
 
@@ -140,10 +140,25 @@ def test_at_its_zero_an_evaluator_is_static(
     name: str, settings: dict[str, Any], rates: Rates
 ) -> None:
     model, text = make_model(), make_split(2)
-    static = nats(model, "static", text, temperature=1.0)[""]
+    static = nats(model, "static", text, temperature=SETTINGS[name].get("temperature", 1.0))[""]
     for variant, found in nats(model, name, text, rates, **settings).items():
         if not variant.startswith("rounds"):
             assert found.double().sum().item() == pytest.approx(static.sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mixture", [1, 2])
+@pytest.mark.parametrize("name", ["static", "dynamic", "mc_dropout"])
+def test_temperatures_that_share_a_pass_are_those_tried_alone(name: str, mixture: int) -> None:
+    model, text, temperatures = make_model(mixture), make_split(2), [0.7, 1.0, 1.3]
+    task = Task(model, {"train": make_split(1, 300)}, 0, RATES)
+    trials = [{**SETTINGS[name], "temperature": t} for t in temperatures]
+    together = list(EVALUATORS[name](task, Text("test", text), trials))
+    for temperature, found in zip(temperatures, together, strict=True):
+        alone = nats(model, name, text, temperature=temperature)
+        torch.testing.assert_close(found.nats.double(), alone.pop(""))
+        for variant, expected in alone.items():
+            torch.testing.assert_close(found.others[variant], expected)
+    assert (together[0].nats - together[2].nats).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", EVALUATORS)

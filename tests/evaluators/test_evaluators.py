@@ -24,7 +24,7 @@ def test_dynamic_evaluation_is_its_equations(rule: str, mean: str) -> None:
     model, text, train = make_model(), make_split(2), make_split(1, 300)
     settings = {**SETTINGS["dynamic"], "window": window, "rule": rule, "mean": mean, "lr": lr,
                 "decay": decay, "epsilon": epsilon, "statistics_tokens": 30,
-                "statistics_batch_size": 1}  # fmt: skip
+                "statistics_batch_size": 1, "temperature": 1.0}  # fmt: skip
     task = Task(model, {"train": train, "test": text}, 0)
     (found,) = EVALUATORS["dynamic"](task, Text("test", text), [settings])
 
@@ -115,7 +115,7 @@ def test_mc_dropout_is_the_mean_over_passes(mixture: int) -> None:
             x = inputs[i : i + window]
             masks = draw_masks(RATES.scaled(0.5), model.mask_sizes, (len(x), passes), generator)
             hidden, states = model.encode(x, states, masks)
-            log_p.append(model.log_probs(hidden).view(len(x), passes, V))
+            log_p.append(model.log_probs(hidden, 0.9).view(len(x), passes, V))
     log_p_TBV, targets_T1 = torch.cat(log_p).double(), tokens[:, :1]
     arithmetic = log_p_TBV.exp().mean(1).log().gather(1, targets_T1)
     geometric = log_p_TBV.mean(1).log_softmax(1).gather(1, targets_T1)
