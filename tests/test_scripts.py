@@ -34,6 +34,26 @@ def trained(request: pytest.FixtureRequest, small: list[str], tmp_path: Path) ->
     return run_dir
 
 
+def test_prepared_text_is_counted(
+    text_dir: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare: Main = runpy.run_path(str(ROOT / "scripts/prepare_data.py"))["main"]
+    where = ["data=text", f"data.dir={text_dir}", f"data.cache_dir={cache_dir}"]
+    for tokenizer in ([], SUBWORDS):
+        prepare(*where, *tokenizer)
+        table = capsys.readouterr().out.splitlines()
+        kind = "300 types of sentencepiece" if tokenizer else r"\d+ types of word"
+        assert re.fullmatch(f"text: {kind} tokens", table[0])
+        for name, line in zip(("train", "valid", "test"), table[2:], strict=True):
+            text = (text_dir / f"{name}.txt").read_text()
+            words = len(text.split()) + text.count("\n")
+            found = line.replace(",", "").split()
+            assert found[:2] == [name, str(words)]
+            assert (int(found[2]) > words) is bool(tokenizer)
+    with pytest.raises(UserError, match="only the keys of data and tokenizer"):
+        prepare(*where, "model.rounds=1")
+
+
 def rows(text: str) -> list[tuple[str, float]]:
     return [(line.split("\t")[0], float(line.split("\t")[1])) for line in text.splitlines()]
 
