@@ -293,12 +293,19 @@ def swapped(averaging: Averaging, weights: Sequence[Tensor]) -> Iterator[None]:
     if all(weight is parameter for weight, parameter in zip(weights, parameters, strict=True)):
         yield
         return
-    raw = [parameter.detach().clone() for parameter in parameters]
-    try:
+    with restored(parameters):
         _copy(weights, parameters)
         yield
+
+
+@contextmanager
+def restored(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields copies of the parameters, and puts them back at the end, whatever happens."""
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield saved
     finally:
-        _copy(raw, parameters)
+        _copy(saved, parameters)
 
 
 @torch.no_grad()

@@ -4,12 +4,12 @@ Krause et al., arXiv 1709.07432 (DYN); also as in the Mogrifier's released code 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from mogrifier_lm.averaging import restored
 from mogrifier_lm.data import IGNORE
 from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
 from mogrifier_lm.model import LanguageModel, States
@@ -62,18 +62,6 @@ def _adapt(
         if hiddens:
             task.memo["dynamic", text.name] = torch.cat(hiddens), nats_N
         yield Evaluation(nats_N)
-
-
-@contextmanager
-def restored(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yields copies of the parameters, and puts them back at the end, whatever happens."""
-    saved = [p.detach().clone() for p in params]
-    try:
-        yield saved
-    finally:
-        with torch.no_grad():
-            for p, value in zip(params, saved, strict=True):
-                p.copy_(value)
 
 
 def _gradients(

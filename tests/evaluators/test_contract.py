@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mogrifier_lm.averaging import restored
 from mogrifier_lm.data import Split
 from mogrifier_lm.evaluators import EVALUATORS, Task, Text, check_causality, evaluate
-from mogrifier_lm.evaluators.dynamic import restored
 from mogrifier_lm.model import LanguageModel, States
 from mogrifier_lm.options import EvaluatorsConfig, ModelConfig
 from mogrifier_lm.regularization import Masks, Rates
