@@ -45,16 +45,20 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         wait: until it is free.
 
     Raises:
-        UserError: another process holds it, and `wait` is false.
+        UserError: another process holds it, and `wait` is false; it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise UserError(
             f"another process is at work in {shown(folder)}: wait for its end, or end it"
         ) from None
+    except OSError as error:
+        raise UserError(
+            f"{shown(folder)} cannot be written to ({error.strerror}): take a copy of it"
+        ) from error
     try:
         yield
     finally:
