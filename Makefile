@@ -6,8 +6,8 @@ PYTHON ?= python3
 train: .venv/installed
 	.venv/bin/python train.py
 
-test: .venv/installed
-	.venv/bin/python -m pytest
+test: .venv/installed  # as many processes as cores, of one thread each
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/installed
 	.venv/bin/ruff check .
