@@ -89,8 +89,9 @@ def train_twenty_steps(config: Config, folder: Path, vocabulary: int) -> list[fl
 def test_a_narrow_recipe_trains_without_a_non_finite_number(name: str, tmp_path: Path) -> None:
     config = config_of(name)
     model = config.model
+    model.rank = model.rank and 4
     if model.num_params is not None:
-        model.num_params, model.hidden_size, model.rank = None, 24, model.rank and 4
+        model.num_params, model.hidden_size = None, 24
     else:
         model.hidden_size, model.embedding_size = 24, model.embedding_size and 12
         model.top_hidden_size = model.top_hidden_size and 12
