@@ -25,7 +25,7 @@ ALL = "evaluators=[static,dynamic,cache,dynamic_cache,mc_dropout,rounds]"
 
 def call(script: str, arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,9 @@ def test_no_evaluator_beats_the_source_of_the_synthetic_language(tmp_path: Path)
     nats on it with probability at most a (Ville's inequality): 10 nats, once in 22,000 texts."""
     done = call("train.py", [
         "tracker=none", "evaluators=[static,dynamic,cache,dynamic_cache,mc_dropout]",
-        "trainer.max_steps=600", f"hydra.run.dir={tmp_path}/run",
+        "evaluators.dynamic.lr=[2e-4,8e-4]", "evaluators.dynamic.decay=[1e-2]",
+        "evaluators.mc_dropout.passes=8", "trainer.max_steps=600", "trainer.threads=1",
+        f"hydra.run.dir={tmp_path}/run",
     ], tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
