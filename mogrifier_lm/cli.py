@@ -20,7 +20,7 @@ from mogrifier_lm import parallel
 from mogrifier_lm.config import CONFIG_DIR, nearest, resume_config
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.explain import EXPECTED, explain, of_launcher
-from mogrifier_lm.job import train_job
+from mogrifier_lm.job import compose, train_job
 from mogrifier_lm.options import Config
 
 
@@ -99,8 +99,7 @@ def _evaluate() -> None:
     overrides = [a for a in sys.argv[1:] if a not in own]
     if len(own) != 1:
         raise UserError("give either run=RUN_DIR or compare=[RUN_A,RUN_B]")
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        node = hydra.compose("config", overrides=overrides)
+    node = compose(overrides)
 
     def load(folder: str) -> tuple[Config, Path]:
         return resume_config(node, Path(folder), overrides, SCORABLE), Path(folder)

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -117,6 +118,12 @@ def register() -> None:
 
 
 register()  # on import, as a launcher's processes have nothing of ours but `train_job`
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The config that `python train.py OVERRIDES` would run with, not yet validated."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        return hydra.compose("config", overrides=list(overrides))
 
 
 def train_job(node: DictConfig) -> float:

@@ -5,10 +5,9 @@
     python scripts/score.py run=RUN_DIR text=FILE                # each word of a text; - is stdin
 
 A split's tables and plot are left in RUN_DIR as words_SPLIT.md and .png; words that a word model
-reads as <unk> count there as that word. In a text every line ends
-with an <eos> and the state is carried from line to line; words that the model does not know are
-scored as <unk>, and marked. Other keys: device=cpu; min_count=10, how often a word must
-occur in the split to be listed by itself.
+reads as <unk> count there as that word. In a text every line ends with an <eos> and the state is
+carried from line to line; words that the model does not know are scored as <unk>, and marked. Other
+keys: device=cpu; min_count=10, how often a word must occur in the split to be listed by itself.
 """
 
 import sys

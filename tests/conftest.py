@@ -5,12 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from mogrifier_lm.config import CONFIG_DIR
 from mogrifier_lm.data.synthetic import SyntheticLanguage
-from mogrifier_lm.job import register
+from mogrifier_lm.job import compose
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 ROOT = Path(__file__).parent.parent
@@ -73,9 +71,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run."""
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        return compose("config", overrides=list(overrides))
+    return compose(overrides)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The static evaluator: trained weights, deterministic, the state carried over the text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from mogrifier_lm.data import IGNORE, Split
 from mogrifier_lm.evaluators.score import Score
-from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
+from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
 from mogrifier_lm.model import LanguageModel
 
 
-def static(task: Task, text: Text, trials: Sequence[Settings]) -> Iterable[Evaluation]:
+def static(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
     """Score every token of a text.
 
     The state starts at zero, an <eos> is fed before the first token, and the state is carried
@@ -23,18 +23,22 @@ def static(task: Task, text: Text, trials: Sequence[Settings]) -> Iterable[Evalu
         window: time steps scored at once.
         temperature: factor on the logits.
     """
-    batch_size, window = min(trials[0]["batch_size"], len(text)), trials[0]["window"]
+    for settings, temperatures in by_temperature(trials):
+        yield from _score(task, text, settings, temperatures)
+
+
+def _score(
+    task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
+) -> list[Evaluation]:
+    batch_size, window = min(settings["batch_size"], len(text)), settings["window"]
     states, targets = task.model.zero_states(batch_size), []
-    nats: list[list[Tensor]] = [[] for _ in trials]
+    nats: list[list[Tensor]] = [[] for _ in temperatures]
     for inputs_TB, targets_TB in task.windows(text, window, "static", batch_size):
         with torch.no_grad():
             hidden, states = task.model.encode(inputs_TB, states)
-        for trial, found in zip(trials, nats, strict=True):
-            found.append(
-                task.model.output_nats(hidden, targets_TB.flatten(), trial["temperature"]).view_as(
-                    targets_TB
-                )
-            )
+        for found, temperature in zip(nats, temperatures, strict=True):
+            nats_N = task.model.output_nats(hidden, targets_TB.flatten(), temperature)
+            found.append(nats_N.view_as(targets_TB))
         targets.append(targets_TB)
     is_token_BT = torch.cat(targets).T != IGNORE
     return [Evaluation(torch.cat(found).T[is_token_BT].cpu()) for found in nats]

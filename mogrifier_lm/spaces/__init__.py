@@ -15,13 +15,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 import yaml
 from omegaconf import OmegaConf
 
-from mogrifier_lm.config import CONFIG_DIR, nearest, validate
+from mogrifier_lm.config import nearest, validate
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.job import register
+from mogrifier_lm.job import compose
 
 if TYPE_CHECKING:
     import optuna
@@ -114,11 +113,9 @@ def check(space: Mapping[str, Range], overrides: Sequence[str]) -> dict[str, boo
         UserError, or an error of Hydra's: a key, a value or an override that no run can have.
     """
     configs = []
-    register()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        for values in zip_longest(*(r.extremes for r in space.values()), fillvalue=""):
-            extremes = [as_override(k, v) for k, v in zip(space, values, strict=True) if v != ""]
-            configs.append(validate(hydra.compose("config", overrides=[*overrides, *extremes])))
+    for values in zip_longest(*(r.extremes for r in space.values()), fillvalue=""):
+        extremes = [as_override(k, v) for k, v in zip(space, values, strict=True) if v != ""]
+        configs.append(validate(compose([*overrides, *extremes])))
     if not any(vars(configs[0].evaluators).values()):
         raise UserError("evaluators=[]: a search needs the perplexity of one, evaluators=[static]")
     return {key: isinstance(attrgetter(key)(configs[0]), int) for key in space}
