@@ -1,13 +1,16 @@
 """What the tests share: a small text, a cache of their own, no accounts, no network."""
 
 import os
+import runpy
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from omegaconf import DictConfig
 
-from mogrifier_lm.data.synthetic import SyntheticLanguage
+from mogrifier_lm.data.synthetic import VOCAB_SIZE, SyntheticLanguage
 from mogrifier_lm.job import compose
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
@@ -57,11 +60,17 @@ def server(own_wandb: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSt
 def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of about 3,000, 400 and 400 tokens of the synthetic language."""
     folder = tmp_path_factory.mktemp("text")
-    language = SyntheticLanguage(seed=1)
-    for i, (split, size) in enumerate((("train", 3000), ("valid", 400), ("test", 400))):
+    write_text(folder, 3000, 400)
+    return folder
+
+
+def write_text(folder: Path, train: int, rest: int, vocab_size: int = VOCAB_SIZE) -> None:
+    """Write train.txt, valid.txt and test.txt of the synthetic language, about so long."""
+    folder.mkdir(parents=True, exist_ok=True)
+    language = SyntheticLanguage(seed=1, vocab_size=vocab_size)
+    for i, (split, size) in enumerate((("train", train), ("valid", rest), ("test", rest))):
         lines = language.sample(size, seed=i)
         (folder / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +81,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run."""
     return compose(overrides)
+
+
+def main(script: str, arguments: Sequence[str] = ()) -> None:
+    """What `python SCRIPT ARGUMENTS` does, in this process."""
+    with mock.patch.object(sys, "argv", [str(ROOT / script), *arguments]):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 @pytest.fixture
