@@ -12,6 +12,12 @@ from filelock import FileLock, Timeout
 from mogrifier_lm.errors import UserError
 
 
+def cache_folder(*parts: str) -> Path:
+    """${XDG_CACHE_HOME:-~/.cache}/mogrifier_lm, or a folder below it; it may not be there yet."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home.joinpath("mogrifier_lm", *parts)
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file of a run, whole or not at all."""
     tmp = path.with_suffix(".tmp")

@@ -36,10 +36,10 @@ def option(
 class Counts:
     """Published sizes of a corpus; tokens with one <eos> a line. A mismatch is warned of."""
 
-    types: int = option(0, "vocabulary size with <eos>", least=1)
-    train: int = option(0, "training tokens", least=1)
-    valid: int = option(0, "validation tokens", least=1)
-    test: int = option(0, "test tokens", least=1)
+    types: int | None = option(None, "vocabulary size with <eos>", least=1)
+    train: int | None = option(None, "training tokens", least=1)
+    valid: int | None = option(None, "validation tokens", least=1)
+    test: int | None = option(None, "test tokens", least=1)
 
 
 @dataclass(kw_only=True)

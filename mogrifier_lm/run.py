@@ -13,7 +13,7 @@ import torch
 
 from mogrifier_lm import checkpoint, provenance
 from mogrifier_lm.config import load_config
-from mogrifier_lm.data import Corpus, ReadHeads, Source, Streams, Tokenizer, load_corpus
+from mogrifier_lm.data import ORDERS, Corpus, Tokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import (
@@ -27,7 +27,7 @@ from mogrifier_lm.evaluators import (
 from mogrifier_lm.files import read_json, shown, write_json
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.optim import build_averaging, build_optimizer
-from mogrifier_lm.options import Config, DataConfig, ModelConfig, TokenizerConfig
+from mogrifier_lm.options import Config, ModelConfig
 from mogrifier_lm.parallel import Processes
 from mogrifier_lm.regularization import build_rates
 from mogrifier_lm.reports.curves import plot_curves
@@ -39,7 +39,6 @@ from mogrifier_lm.trainer import Trainer, total_steps
 log = logging.getLogger(__name__)
 
 SCORED = ("valid", "test")  # splits
-ORDERS = {"columns": Streams, "read_heads": ReadHeads}
 # Before a run of a sweep has set another number. A launcher that divides the cores says so by
 # OMP_NUM_THREADS; else what SLURM has lent counts, not the node's cores.
 DEFAULT_THREADS = (
@@ -56,15 +55,6 @@ def saved_tokenizer(run_dir: Path) -> Tokenizer:
     return load_tokenizer(path)
 
 
-def build_corpus(config: DataConfig, tokenizer: TokenizerConfig) -> Corpus:
-    fields = {f.name for f in dataclasses.fields(Source)}
-    values = {k: v for k, v in vars(config).items() if k in fields and k != "expected"}
-    expected = dataclasses.asdict(config.expected) if config.expected else {}
-    settings = {k: v for k, v in vars(tokenizer).items() if v is not None and k != "name"}
-    source = Source(**values, expected=expected)
-    return load_corpus(source, tokenizer.name, config.cache_dir, **settings)
-
-
 def saved_corpus(run_dir: Path, config: Config | None = None) -> Corpus:
     """The corpus that a run was trained on; `config` is the run's, default as it was saved.
 
@@ -72,14 +62,14 @@ def saved_corpus(run_dir: Path, config: Config | None = None) -> Corpus:
         UserError: what is found now is another text, or is cut into other tokens.
     """
     config = config or load_config(run_dir)
-    corpus = build_corpus(config.data, config.tokenizer)
+    corpus = load_corpus(config.data, config.tokenizer)
     known = read_json(run_dir / "provenance.json", required=True)["data"]["sha256"]
     for name, split in corpus.splits.items():
         if split.sha256 != known[name]:
             raise UserError(
                 f"{run_dir}: the {name} text is not the one of the run: give its data.dir"
             )
-    if corpus.tokenizer.words != saved_tokenizer(run_dir).words:
+    if corpus.tokenizer.vocabulary != saved_tokenizer(run_dir).vocabulary:
         raise UserError(f"{run_dir} was made with another version of sentencepiece: other tokens")
     return corpus
 
@@ -155,7 +145,7 @@ def start_from(model: LanguageModel, run_dir: Path, tokenizer: Tokenizer) -> Non
     Raises:
         UserError: they are not.
     """
-    if saved_tokenizer(run_dir).words != tokenizer.words:
+    if saved_tokenizer(run_dir).vocabulary != tokenizer.vocabulary:
         raise UserError(f"trainer.init_from={run_dir}: that run has another vocabulary")
     checkpoint.load_weights(model, run_dir)
     log.info("starting from the best weights of %s", run_dir)
@@ -263,7 +253,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str]) -> float:
         lambda: (
             saved_corpus(run_dir, config)
             if resuming
-            else build_corpus(config.data, config.tokenizer)
+            else load_corpus(config.data, config.tokenizer)
         )
     )
     torch.manual_seed(config.seed)

@@ -9,17 +9,16 @@ from the hub and arrays of tokens are kept in data.cache_dir, for machines witho
 
 from mogrifier_lm.cli import script
 from mogrifier_lm.config import validate
-from mogrifier_lm.data import UNK
+from mogrifier_lm.data import UNK, load_corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.job import compose
-from mogrifier_lm.run import build_corpus
 
 
 def main(*overrides: str) -> None:
     if wrong := [o for o in overrides if not o.startswith(("data", "tokenizer"))]:
         raise UserError(f"{wrong[0]}: only the keys of data and tokenizer are taken here")
     config = validate(compose(overrides))
-    corpus = build_corpus(config.data, config.tokenizer)
+    corpus = load_corpus(config.data, config.tokenizer)
     print(f"{corpus.name}: {len(corpus.tokenizer):,} types of {config.tokenizer.name} tokens")
     print(f"{'':5}  {'words':>11}  {'tokens':>11}  {'bytes':>11}  {'<unk>':>7}  sha256")
     for name, split in corpus.splits.items():

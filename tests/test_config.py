@@ -118,8 +118,7 @@ def test_a_saved_config_with_a_strange_key_is_refused(tmp_path: Path) -> None:
 LAYERS = {  # package → what it must not import, beside what ABOVE says
     "kernels": {"cells", "model", "trainer", "data", "evaluators", "tracking", "options"},
     "cells": {"model", "trainer", "data", "evaluators", "tracking", "options"},
-    "data": {"kernels", "cells", "model", "trainer", "evaluators", "tracking", "options",
-             "torch.nn"},
+    "data": {"kernels", "cells", "model", "trainer", "evaluators", "tracking", "torch.nn"},
     "model": {"trainer", "evaluators", "tracking", "options"},
     "evaluators": {"trainer", "config", "tracking", "options"},
     "regularization": {"trainer", "evaluators", "config"},

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from mogrifier_lm.averaging import Averaging
+from mogrifier_lm.data import ORDERS
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.optim import build_optimizer
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import Masks, draw_masks
-from mogrifier_lm.run import ORDERS, build_model
+from mogrifier_lm.run import build_model
 from mogrifier_lm.trainer import Trainer
 
 V, B, T = 30, 4, 10

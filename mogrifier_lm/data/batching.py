@@ -86,3 +86,6 @@ class ReadHeads(Streams):
         return torch.from_numpy(inputs_TB.astype(np.int64)), torch.from_numpy(
             targets_TB.astype(np.int64)
         )
+
+
+ORDERS = {"columns": Streams, "read_heads": ReadHeads}  # by the names of `trainer.streams`

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from mogrifier_lm.data.tokenizer import (
     load_tokenizer,
 )
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import cache_folder
+from mogrifier_lm.options import DataConfig, TokenizerConfig
 
 log = logging.getLogger(__name__)
 
@@ -30,25 +32,6 @@ SPLITS = ("train", "valid", "test")
 HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 FILE_NAMES = ("{}.txt", "ptb.{}.txt", "wiki.{}.tokens")  # ours, then those of the releases
 CACHE_FORMAT = 1  # raised when the files of a cache entry change their meaning
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a corpus comes from: `dir`, else $MOGRIFIER_LM_DATA/`folder`, else the hub.
-
-    `name` "synthetic" is generated from `seed`. `expected` maps "types" and each split to the
-    published counts.
-    """
-
-    name: str
-    dir: str | None = None
-    folder: str | None = None
-    hub_path: str | None = None
-    hub_name: str | None = None
-    hub_revision: str | None = None
-    hub_column: str = "text"
-    expected: Mapping[str, int] = field(default_factory=dict)
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,29 +54,27 @@ class Corpus:
     splits: dict[str, Split]
 
 
-def load_corpus(
-    source: Source, tokenizer: str = "word", cache_dir: str | None = None, **settings: Any
-) -> Corpus:
+def load_corpus(source: DataConfig, tokenizer: TokenizerConfig | None = None) -> Corpus:
     """Read, tokenize and check a corpus; the second time from the cache.
 
     Args:
-        source: where the text is.
-        tokenizer: a name in `TOKENIZERS`.
-        cache_dir: default $XDG_CACHE_HOME/mogrifier_lm or ~/.cache/mogrifier_lm.
-        settings: of the tokenizer's `train`.
+        source: where the text is: `dir`, else $MOGRIFIER_LM_DATA/`folder`, else the hub; the name
+            "synthetic" is generated.
+        tokenizer: by default a word a token.
 
     Raises:
         UserError: text that is missing, empty, not UTF-8 or unreachable; a cache folder that
             cannot be written.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mogrifier_lm"
-    cache = Path(cache_dir) if cache_dir else default
+    cache = Path(source.cache_dir) if source.cache_dir else cache_folder()
+    settings = {k: v for k, v in vars(tokenizer or TokenizerConfig()).items() if v is not None}
+    name = settings.pop("name")
     folder = _text_folder(source, cache)
     raw = {split: _read(folder, split) for split in SPLITS}
     hashes = {split: hashlib.sha256(text).hexdigest() for split, text in raw.items()}
-    entry = cache / "tokens" / _digest(CACHE_FORMAT, tokenizer, settings, hashes)
+    entry = cache / "tokens" / _digest(CACHE_FORMAT, name, settings, hashes)
     if not entry.is_dir():
-        _publish(entry, lambda tmp: _tokenize(raw, folder, tokenizer, settings, tmp))
+        _publish(entry, lambda tmp: _tokenize(raw, folder, name, settings, tmp))
     facts = json.loads((entry / "splits.json").read_text())
     floor_file = folder / "floor.json"
     floors = json.loads(floor_file.read_text()) if floor_file.is_file() else {}
@@ -114,7 +95,7 @@ def load_corpus(
     return corpus
 
 
-def _text_folder(source: Source, cache: Path) -> Path:
+def _text_folder(source: DataConfig, cache: Path) -> Path:
     """The folder that holds the three text files of the source."""
     if source.dir:
         folder = Path(source.dir)
@@ -155,7 +136,7 @@ def _generate(seed: int, folder: Path) -> None:
     (folder / "floor.json").write_text(json.dumps(floors))
 
 
-def _download(source: Source, folder: Path) -> None:
+def _download(source: DataConfig, folder: Path) -> None:
     hint = "give data.dir=FOLDER with train.txt, valid.txt, test.txt, or set MOGRIFIER_LM_DATA"
     try:
         import datasets
@@ -253,12 +234,13 @@ def _measure(lines: Sequence[str]) -> dict[str, int]:
     return {"words": words, "bytes": num_bytes}
 
 
-def _compare_counts(corpus: Corpus, source: Source) -> None:
+def _compare_counts(corpus: Corpus, source: DataConfig) -> None:
     counts = {split: corpus.splits[split].words for split in SPLITS}
     if isinstance(corpus.tokenizer, WordTokenizer):
         counts = {"types": len(corpus.tokenizer), **counts}
-    for what, expected in source.expected.items():
-        if counts.get(what, expected) != expected:
+    expected_counts = vars(source.expected) if source.expected else {}
+    for what, expected in expected_counts.items():
+        if expected and counts.get(what, expected) != expected:
             log.warning(
                 "%s: %s %s, published %s: perplexities do not compare with the literature's",
                 corpus.name,

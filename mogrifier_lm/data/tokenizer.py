@@ -24,13 +24,13 @@ class Tokenizer(abc.ABC):
     line, blank lines too.
 
     Args:
-        words: [V] what each token is called, position = id; holds <eos>.
+        vocabulary: [V] what each token is called, position = id; holds <eos>.
         spellings: [V] its bytes in a text: a token that begins a word begins with a space.
     """
 
-    def __init__(self, words: Sequence[str], spellings: Iterable[bytes]) -> None:
-        self.words = list(words)
-        self.index = {word: i for i, word in enumerate(self.words)}
+    def __init__(self, vocabulary: Sequence[str], spellings: Iterable[bytes]) -> None:
+        self.vocabulary = list(vocabulary)
+        self.index = {name: i for i, name in enumerate(self.vocabulary)}
         self.eos_id = self.index[EOS]
         self.spellings = list(spellings)
         self.spellings[self.eos_id] = b"\n"
@@ -38,7 +38,7 @@ class Tokenizer(abc.ABC):
         self.starts = np.array([s.startswith((b" ", b"\n")) for s in self.spellings])
 
     def __len__(self) -> int:
-        return len(self.words)
+        return len(self.vocabulary)
 
     @abc.abstractmethod
     def word_ids(self, word: str) -> tuple[int, ...]:
@@ -72,11 +72,11 @@ class WordTokenizer(Tokenizer):
     it or an evaluation text needs it.
 
     Args:
-        words: the vocabulary, position = id; holds <eos>.
+        vocabulary: the types, position = id; holds <eos>.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        super().__init__(words, (f" {word}".encode() for word in words))
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        super().__init__(vocabulary, (f" {word}".encode() for word in vocabulary))
 
     @classmethod
     def train(cls, train: Sequence[str], others: Iterable[str]) -> Self:
@@ -94,7 +94,7 @@ class WordTokenizer(Tokenizer):
         return (found,)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"name": "word", "words": self.words}, ensure_ascii=False))
+        path.write_text(json.dumps({"name": "word", "words": self.vocabulary}, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -118,14 +118,14 @@ class SentencePieceTokenizer(Tokenizer):
 
         self.model = model
         self.pieces = SentencePieceProcessor(model_proto=model)
-        words = [self.pieces.id_to_piece(i) for i in range(len(self.pieces))]
+        names = [self.pieces.id_to_piece(i) for i in range(len(self.pieces))]
         spellings = [
-            bytes([int(word[3:5], 16)])
+            bytes([int(name[3:5], 16)])
             if self.pieces.is_byte(i)
-            else (f" {UNK}" if word == UNK else word.replace("▁", " ")).encode()
-            for i, word in enumerate(words)
+            else (f" {UNK}" if name == UNK else name.replace("▁", " ")).encode()
+            for i, name in enumerate(names)
         ]
-        super().__init__(words, spellings)
+        super().__init__(names, spellings)
 
     @classmethod
     def train(

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from mogrifier_lm.files import cache_folder
+
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
 HEADERS = Path(__file__).parent
 
@@ -35,8 +37,7 @@ def load(source: Path) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     texts = [path.read_text() for path in (source, *sorted(HEADERS.glob("*.h")))]
     key = "\n".join((*texts, *FLAGS, *runtime, version, platform.processor(), *_cpu_flags()))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "mogrifier_lm" / "native" / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
+    path = cache_folder("native") / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

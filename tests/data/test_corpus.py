@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mogrifier_lm.data import Corpus, Source, load_corpus
+from mogrifier_lm.data import Corpus, load_corpus
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.options import Counts, DataConfig
 from tests.conftest import ROOT, compose_config
 
 REAL = os.environ.get("MOGRIFIER_LM_DATA")
@@ -24,13 +25,13 @@ def write(folder: Path, **splits: str | bytes) -> Path:
 
 
 def load(folder: Path, cache: Path) -> Corpus:
-    return load_corpus(Source(name="text", dir=str(folder)), cache_dir=str(cache))
+    return load_corpus(DataConfig(name="text", dir=str(folder), cache_dir=str(cache)))
 
 
 def test_one_eos_ends_each_line_blank_lines_too(tmp_path: Path) -> None:
     folder = write(tmp_path / "t", train=" a b \n \n a\n", valid="b", test="b a\r\n\n")
     corpus = load(folder, tmp_path / "c")
-    decode = corpus.tokenizer.words.__getitem__
+    decode = corpus.tokenizer.vocabulary.__getitem__
     tokens = {name: [decode(i) for i in split.ids] for name, split in corpus.splits.items()}
     assert tokens["train"] == ["a", "b", "<eos>", "<eos>", "a", "<eos>"]
     assert tokens["valid"] == ["b", "<eos>"]
@@ -42,13 +43,13 @@ def test_one_eos_ends_each_line_blank_lines_too(tmp_path: Path) -> None:
 def test_vocabulary_comes_from_training_text_by_falling_frequency(tmp_path: Path) -> None:
     folder = write(tmp_path / "t", train="z z y y x\n", valid="x new\n", test="x\n")
     corpus = load(folder, tmp_path / "c")
-    assert corpus.tokenizer.words == ["y", "z", "<eos>", "x", "<unk>"]
+    assert corpus.tokenizer.vocabulary == ["y", "z", "<eos>", "x", "<unk>"]
     assert corpus.tokenizer.decode(corpus.splits["valid"].ids) == "x <unk>\n"
 
 
 def test_no_unk_is_added_where_none_is_needed(tmp_path: Path) -> None:
     corpus = load(write(tmp_path / "t", train="a b\n", valid="a\n", test="b\n"), tmp_path / "c")
-    assert "<unk>" not in corpus.tokenizer.words
+    assert "<unk>" not in corpus.tokenizer.vocabulary
 
 
 def test_cache_follows_the_content_not_the_folder(tmp_path: Path) -> None:
@@ -92,15 +93,17 @@ def test_unreachable_hub_says_how_to_give_local_text(
     monkeypatch.delenv("MOGRIFIER_LM_DATA", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with pytest.raises(UserError, match="cannot be had from the hub .*give data.dir=FOLDER"):
-        load_corpus(Source(name="x", hub_path="nobody/nothing"), cache_dir=str(tmp_path / "c"))
+        cache = str(tmp_path / "c")
+        load_corpus(DataConfig(name="x", hub_path="nobody/nothing", cache_dir=cache))
 
 
 def test_counts_that_differ_from_the_published_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write(tmp_path / "t", train="a b\n", valid="a\n", test="b\n")
-    source = Source(name="ptb", dir=str(folder), expected={"types": 3, "train": 929589})
-    load_corpus(source, cache_dir=str(tmp_path / "c"))
+    expected = Counts(types=3, train=929589)
+    cache = str(tmp_path / "c")
+    load_corpus(DataConfig(name="ptb", dir=str(folder), expected=expected, cache_dir=cache))
     assert [r.getMessage() for r in caplog.records] == [
         "ptb: 3 train tokens, published 929,589: perplexities do not compare with the literature's"
     ]
@@ -125,15 +128,13 @@ def test_real_corpora_have_their_published_counts(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from mogrifier_lm.config import validate
-    from mogrifier_lm.options import TokenizerConfig
-    from mogrifier_lm.run import build_corpus
 
     config = validate(compose_config([f"data={name}", f"data.cache_dir={tmp_path}"])).data
     start = time.process_time()
-    corpus = build_corpus(config, TokenizerConfig())
+    corpus = load_corpus(config)
     assert time.process_time() - start < 10
     start = time.process_time()
-    corpus = build_corpus(config, TokenizerConfig())
+    corpus = load_corpus(config)
     assert time.process_time() - start < 1
     assert not caplog.records
     assert config.expected is not None

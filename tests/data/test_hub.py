@@ -25,11 +25,11 @@ LAYOUTS = {
 LOAD = """
 import json, sys
 from mogrifier_lm.config import validate
-from mogrifier_lm.run import build_corpus
+from mogrifier_lm.data import load_corpus
 from tests.conftest import compose_config
 config = validate(compose_config([f"data={sys.argv[1]}", f"data.cache_dir={sys.argv[2]}"]))
-corpus = build_corpus(config.data, config.tokenizer)
-print(json.dumps([corpus.tokenizer.words[i] for i in corpus.splits["train"].ids]))
+corpus = load_corpus(config.data, config.tokenizer)
+print(json.dumps([corpus.tokenizer.vocabulary[i] for i in corpus.splits["train"].ids]))
 """
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mogrifier_lm.data import SentencePieceTokenizer, Source, Tokenizer, load_corpus
+from mogrifier_lm.data import SentencePieceTokenizer, Tokenizer, load_corpus
 from mogrifier_lm.data.corpus import FILE_NAMES, SPLITS
 from mogrifier_lm.data.tokenizer import load_tokenizer
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.options import DataConfig, TokenizerConfig
 
 REAL = os.environ.get("MOGRIFIER_LM_DATA")
 TEXT = ["the walker walked and the talker talked", "<unk> walking and talking", "", "a <unk> b"]
@@ -68,7 +69,7 @@ def test_the_model_is_deterministic_and_of_the_training_text_alone(tmp_path: Pat
     assert SentencePieceTokenizer.train(TEXT, ["others"], vocab_size=278).model == tokenizer.model
     tokenizer.save(tmp_path / "tokenizer.json")
     again = load_tokenizer(tmp_path / "tokenizer.json")
-    assert again.words == tokenizer.words
+    assert again.vocabulary == tokenizer.vocabulary
     assert np.array_equal(again.encode(TEXT + HARD), tokenizer.encode(TEXT + HARD))
     (tmp_path / "tokenizer.model").unlink()
     with pytest.raises(UserError, match=r"tokenizer.model is missing"):
@@ -79,7 +80,7 @@ def test_long_lines_are_learned_from() -> None:
     """SentencePiece leaves lines of more than 4 kB out unless it is told not to."""
     long = " ".join(["walker"] * 1000)
     tokenizer = SentencePieceTokenizer.train([long, "b c"], model_type="bpe", vocab_size=274)
-    assert "▁walker" in tokenizer.words  # 259, the nine characters, six merges
+    assert "▁walker" in tokenizer.vocabulary  # 259, the nine characters, six merges
 
 
 def test_a_vocabulary_that_cannot_be_filled_is_named() -> None:
@@ -90,11 +91,11 @@ def test_a_vocabulary_that_cannot_be_filled_is_named() -> None:
 def test_the_corpus_counts_original_words_and_caches_by_settings(
     text_dir: Path, tmp_path: Path
 ) -> None:
-    source = Source(name="text", dir=str(text_dir))
-    word = load_corpus(source, cache_dir=str(tmp_path))
+    source = DataConfig(name="text", dir=str(text_dir), cache_dir=str(tmp_path))
+    word = load_corpus(source)
     sizes = []
     for vocab_size in (300, 340):
-        corpus = load_corpus(source, "sentencepiece", str(tmp_path), vocab_size=vocab_size)
+        corpus = load_corpus(source, TokenizerConfig(name="sentencepiece", vocab_size=vocab_size))
         assert len(corpus.tokenizer) == vocab_size
         for split, text in corpus.splits.items():
             ours, theirs = text, word.splits[split]
