@@ -1,5 +1,6 @@
 """What the tests share: a small text, a cache of their own, no accounts, no network."""
 
+import json
 import os
 import runpy
 import sys
@@ -10,8 +11,10 @@ from unittest import mock
 import pytest
 from omegaconf import DictConfig
 
+from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.data.synthetic import VOCAB_SIZE, SyntheticLanguage
 from mogrifier_lm.job import compose
+from mogrifier_lm.run import run
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +84,16 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run."""
     return compose(overrides)
+
+
+def train(overrides: Sequence[str], run_dir: Path) -> list[dict[str, float]]:
+    """What `python train.py OVERRIDES` does in a folder, without Hydra; its rows."""
+    config = validate(compose_config(overrides))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, run_dir)
+    run(config, run_dir, overrides)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def main(script: str, arguments: Sequence[str] = ()) -> None:
