@@ -14,7 +14,7 @@ from torch.nn.functional import embedding, linear
 
 from mogrifier_lm.cells import CellSpec, RecurrentLayer, State
 from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy, token_nats
-from mogrifier_lm.regularization import Masks, MaskSizes, drop
+from mogrifier_lm.regularization import Masks, drop
 
 States = list[State]
 
@@ -132,16 +132,23 @@ class LanguageModel(nn.Module):
         return self.embedding_weight if untied is None else untied
 
     @property
-    def mask_sizes(self) -> MaskSizes:
-        """What `regularization.draw_masks` needs."""
-        layers = cast(list[RecurrentLayer], list(self.layers))
-        return MaskSizes(
-            vocabulary=self.vocab_size,
-            embedding=self.embedding_size,
-            hidden=[layer.spec.hidden_size for layer in layers],
-            output=self.output_size,
-            weights=[layer.spec.shapes()["weight_hh"] for layer in layers],
-        )
+    def mask_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What dropout masks may cover, for `regularization.draw_masks`.
+
+        "embedding": whole words of the embedding (not of an output layer that shares its matrix);
+        "input": the embedding's output; "inter_layer.i": the output of layer i on its way up;
+        "state.i": the h that enters each step of layer i; "output": the encoder's output;
+        "weight.i": layer i's `weight_hh` (DropConnect).
+        """
+        specs = [layer.spec for layer in cast(list[RecurrentLayer], list(self.layers))]
+        return {
+            "embedding": (self.vocab_size, 1),
+            "input": (self.embedding_size,),
+            **{f"inter_layer.{i}": (s.hidden_size,) for i, s in enumerate(specs[:-1])},
+            **{f"state.{i}": (s.hidden_size,) for i, s in enumerate(specs)},
+            "output": (self.output_size,),
+            **{f"weight.{i}": s.shapes()["weight_hh"] for i, s in enumerate(specs)},
+        }
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
@@ -154,23 +161,17 @@ class LanguageModel(nn.Module):
         self, inputs_TB: Tensor, states: States, masks: Masks | None = None
     ) -> tuple[Tensor, States]:
         """The encoder's output [T, B, H] before its dropout, and the states after the window."""
-        masks = masks or Masks()
+        masks = masks or {}
         x_TBE = embedding(inputs_TB, self.embedding_weight)
-        if masks.embedding is not None:
-            x_TBE = x_TBE * masks.embedding[inputs_TB]
-        x = drop(x_TBE, masks.input)
+        if "embedding" in masks:
+            x_TBE = x_TBE * masks["embedding"][inputs_TB]
+        x = drop(x_TBE, masks.get("input"))
         outputs, new_states = [], []
         for i, layer in enumerate(self.layers):
-            h_TBH, state = layer(
-                x,
-                states[i],
-                masks.state[i] if masks.state else None,
-                masks.weight[i] if masks.weight else None,
-            )
+            h_TBH, state = layer(x, states[i], masks.get(f"state.{i}"), masks.get(f"weight.{i}"))
             outputs.append(h_TBH)
             new_states.append(state)
-            if masks.inter_layer and i < len(self.layers) - 1:
-                h_TBH = drop(h_TBH, masks.inter_layer[i])
+            h_TBH = drop(h_TBH, masks.get(f"inter_layer.{i}"))
             x = x + h_TBH if self.residual else h_TBH
         return sum(outputs[1:], start=outputs[0]) if self.skip_sum else x, new_states
 
@@ -184,7 +185,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, States]:
         """Hidden vectors that the softmax sees, [N, E or H], and the states after the window."""
         output_TBH, states = self.outputs(inputs_TB, states, masks)
-        return self.features(output_TBH, masks.output if masks else None), states
+        return self.features(output_TBH, (masks or {}).get("output")), states
 
     def _components(
         self, hidden: Tensor, temperature: float = 1.0, samples: int = 1

@@ -5,136 +5,70 @@ AWD-LSTM's (Merity et al., arXiv 1708.02182, section 4); dropout drawn per time 
 mask per window is LAMB's (Melis et al., arXiv 1909.01792, released code).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mogrifier_lm.options import RegularizationConfig
 
+# What is multiplied, "state.1" say → the multipliers, scaled by 1 / (1 - rate).
+Masks = Mapping[str, Tensor]
 
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Dropout rates in [0, 1). `per_step`: input, inter-layer and output masks are drawn for
-    every time step (as in LAMB) and not once per window (locked, as in AWD-LSTM); the others are
-    always shared over the window."""
-
-    embedding: float = 0.0
-    input: float = 0.0
-    inter_layer: float = 0.0
-    state: float = 0.0
-    output: float = 0.0
-    weight: float = 0.0
-    per_step: bool = False
-
-    def scaled(self, factor: float) -> "Rates":
-        """Every rate times `factor`."""
-        rates = {k: v * factor for k, v in vars(self).items() if k != "per_step"}
-        return replace(self, **rates)
+# Kinds whose masks are of weights, and so the same for all streams.
+SHARED = ("embedding", "weight")
 
 
-def build_rates(config: RegularizationConfig) -> Rates:
-    return Rates(
-        embedding=config.embedding_dropout,
-        input=config.input_dropout,
-        inter_layer=config.inter_layer_dropout,
-        state=config.state_dropout,
-        output=config.output_dropout,
-        weight=config.weight_dropout,
-        per_step=config.per_step,
-    )
+def kind(name: str) -> str:
+    """Of a mask: "state" of "state.1"; its rate is the option `regularization.state_dropout`."""
+    return name.partition(".")[0]
 
 
-class MaskSizes(NamedTuple):
-    """What the masks of a model cover: types, features, and [rows, H] of each `weight_hh`."""
-
-    vocabulary: int
-    embedding: int
-    hidden: Sequence[int]
-    output: int
-    weights: Sequence[tuple[int, ...]]
+def scaled(config: RegularizationConfig, factor: float) -> RegularizationConfig:
+    """The same with every dropout rate times `factor`."""
+    rates = {k: v * factor for k, v in vars(config).items() if k.endswith("_dropout")}
+    return replace(config, **rates)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Masks:
-    """Multipliers, already scaled by 1 / (1 - rate); None drops nothing.
-
-    Shapes: `embedding` [V, 1], whole words dropped from the embedding (not from the output layer
-    that shares its matrix); then [1 or T, B, features]: `input` on the embedding's output,
-    `inter_layer[i]` on the output of layer i on its way to layer i + 1, `state[i]` on the h that
-    enters each step of layer i (always [1, B, H]), `output` on the encoder's output; and
-    `weight[i]`, shaped as layer i's `weight_hh`.
-    """
-
-    embedding: Tensor | None = None
-    input: Tensor | None = None
-    inter_layer: Sequence[Tensor | None] = field(default_factory=tuple)
-    state: Sequence[Tensor | None] = field(default_factory=tuple)
-    output: Tensor | None = None
-    weight: Sequence[Tensor | None] = field(default_factory=tuple)
-
-    def flatten(self) -> tuple[Tensor | None, ...]:
-        """The masks as one tuple, for functions of tensors alone."""
-        return self.embedding, self.input, *self.inter_layer, *self.state, self.output, *self.weight
-
-    def columns(self, columns: slice) -> "Masks":
-        """Those of some of the streams."""
-
-        def cut(mask: Tensor | None) -> Tensor | None:
-            return None if mask is None else mask[:, columns]
-
-        return replace(
-            self,
-            input=cut(self.input),
-            inter_layer=[cut(mask) for mask in self.inter_layer],
-            state=[cut(mask) for mask in self.state],
-            output=cut(self.output),
-        )
-
-    @classmethod
-    def unflatten(cls, masks: Sequence[Tensor | None]) -> "Masks":
-        """The masks of `flatten`: with L layers there are 2 + (L - 1) + L + 1 + L."""
-        layers = (len(masks) - 2) // 3
-        return cls(
-            embedding=masks[0],
-            input=masks[1],
-            inter_layer=masks[2 : layers + 1],
-            state=masks[layers + 1 : 2 * layers + 1],
-            output=masks[2 * layers + 1],
-            weight=masks[2 * layers + 2 :],
-        )
+def masked(config: RegularizationConfig, shapes: Iterable[str]) -> list[str]:
+    """The names, out of those in `shapes`, of the masks that are drawn: of a rate above 0."""
+    return [name for name in shapes if getattr(config, f"{kind(name)}_dropout") > 0]
 
 
 def draw_masks(
-    rates: Rates, sizes: MaskSizes, shape: tuple[int, int], generator: torch.Generator
-) -> Masks:
-    """Bernoulli masks for one window.
+    config: RegularizationConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    size: tuple[int, int],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Bernoulli masks for one window: those that `masked` names.
+
+    Masks of weights are shaped as they are, and those of the state [1, B, H]: one for the window.
+    The others are [1, B, features] (locked, as in AWD-LSTM) or, with `config.per_step`, drawn for
+    each step (as in LAMB): [T, B, features].
 
     Args:
-        rates: of each kind.
-        sizes: of the model, see `LanguageModel.mask_sizes`.
-        shape: (T, B).
+        config: rates in [0, 1).
+        shapes: mask → weights or features that it covers, see `LanguageModel.mask_shapes`.
+        size: (T, B).
         generator: on the device that the masks are for.
     """
-    num_steps, batch_size = shape
+    num_steps, batch_size = size
+    masks = {}
+    for name in masked(config, shapes):
+        rate, shape = getattr(config, f"{kind(name)}_dropout"), shapes[name]
+        if kind(name) not in SHARED:
+            steps = num_steps if config.per_step and kind(name) != "state" else 1
+            shape = (steps, batch_size, *shape)
+        mask = torch.empty(shape, device=generator.device)
+        masks[name] = mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+    return masks
 
-    def draw(rate: float, *size: int) -> Tensor | None:
-        if rate == 0:
-            return None
-        mask = torch.empty(size, device=generator.device)
-        return mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
 
-    steps = num_steps if rates.per_step else 1
-    return Masks(
-        embedding=draw(rates.embedding, sizes.vocabulary, 1),
-        input=draw(rates.input, steps, batch_size, sizes.embedding),
-        inter_layer=[draw(rates.inter_layer, steps, batch_size, h) for h in sizes.hidden[:-1]],
-        state=[draw(rates.state, 1, batch_size, h) for h in sizes.hidden],
-        output=draw(rates.output, steps, batch_size, sizes.output),
-        weight=[draw(rates.weight, *size) for size in sizes.weights],
-    )
+def of_streams(masks: Masks, columns: slice) -> dict[str, Tensor]:
+    """The masks of some of the streams."""
+    return {k: mask if kind(k) in SHARED else mask[:, columns] for k, mask in masks.items()}
 
 
 def drop(x: Tensor, mask: Tensor | None) -> Tensor:

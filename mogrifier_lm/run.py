@@ -29,7 +29,6 @@ from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.optim import build_averaging, build_optimizer
 from mogrifier_lm.options import Config, ModelConfig
 from mogrifier_lm.parallel import Processes
-from mogrifier_lm.regularization import build_rates
 from mogrifier_lm.reports.curves import plot_curves
 from mogrifier_lm.reports.sweep import sweep_of
 from mogrifier_lm.reports.table import final_table, objective
@@ -192,7 +191,7 @@ def score(
         model=model,
         splits=corpus.splits,
         eos_id=eos_id,
-        rates=build_rates(config.regularization),
+        regularization=config.regularization,
         keep=["dynamic"] if config.evaluators.dynamic_cache else [],
     )
     check_causality(model, corpus.splits["valid"], eos_id)
@@ -258,7 +257,7 @@ def run(config: Config, run_dir: Path, overrides: Sequence[str]) -> float:
     )
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.tokenizer), device)
-    hidden_size = model.mask_sizes.hidden[0]
+    hidden_size = model.mask_shapes["state.0"][0]
     log.info(
         "%s: %s types; %s rounds %d, %d x %d, %s parameters, kernel %s",
         corpus.name,

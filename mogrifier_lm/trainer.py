@@ -28,13 +28,7 @@ from mogrifier_lm.graphs import Graphed
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig, TrainerConfig
 from mogrifier_lm.parallel import Processes
-from mogrifier_lm.regularization import (
-    Masks,
-    activation_penalty,
-    build_rates,
-    draw_masks,
-    drop,
-)
+from mogrifier_lm.regularization import activation_penalty, draw_masks, drop, masked, of_streams
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +93,7 @@ class Trainer:
         processes: Processes | None = None,
     ) -> None:
         self.model, self.train, self.optimizer, self.averaging = model, train, optimizer, averaging
-        self.regularization, self.rates = regularization, build_rates(regularization)
+        self.regularization = regularization
         self.config, self.validate, self.run_dir = config, validate, run_dir
         self.device = model.output_bias.device
         self.generator = torch.Generator(self.device).manual_seed(seed)  # of masks
@@ -274,9 +268,8 @@ class Trainer:
         targets_TB = targets_TB[:, self.processes.columns(train.batch_size)]
         lr = self.peak_lr * length / config.bptt
         self.lr = lr * (1 - self.share_done) if config.lr_decay == "linear" else lr
-        masks = draw_masks(
-            self.rates, self.model.mask_sizes, (num_steps, batch_size), self.generator
-        )
+        shapes, size = self.model.mask_shapes, (num_steps, batch_size)
+        masks = draw_masks(self.regularization, shapes, size, self.generator)
         keep_B1 = None
         if rate := self.regularization.reset_state:
             keep_B1 = torch.empty(batch_size, 1, device=self.device)
@@ -287,7 +280,7 @@ class Trainer:
             targets_TB.to(self.device, non_blocking=True),
             torch.tensor(float(num_tokens), device=self.device),
             keep_B1,
-            *masks.columns(self.columns).flatten(),
+            *of_streams(masks, self.columns).values(),
         )
         self.averaging.update()
         p.step += 1
@@ -310,14 +303,15 @@ class Trainer:
         targets_TB: Tensor,
         num_tokens: Tensor,
         keep_B1: Tensor | None,
-        *flat_masks: Tensor | None,
+        *masks_drawn: Tensor,
     ) -> None:
         """Loss, gradient, clipping and update of one window; states and sums in their place."""
-        masks, model, r = Masks.unflatten(flat_masks), self.model, self.regularization
+        model, r = self.model, self.regularization
+        masks = dict(zip(masked(r, model.mask_shapes), masks_drawn, strict=True))
         states = [(drop(h, keep_B1), drop(c, keep_B1)) for h, c in self.states]
         with self._precision():
             output_TBH, states = model.outputs(inputs_TB, states, masks)
-            dropped_TBH = drop(output_TBH, masks.output)
+            dropped_TBH = drop(output_TBH, masks.get("output"))
             features = model.features(dropped_TBH)
             nats = model.output_loss(features, targets_TB.flatten(), r.samples)
         # What follows adds up over the processes to the loss of all streams.

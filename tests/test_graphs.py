@@ -13,7 +13,6 @@ from mogrifier_lm.evaluators import Score
 from mogrifier_lm.graphs import Graphed
 from mogrifier_lm.optim import build_optimizer
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
-from mogrifier_lm.regularization import Masks
 from mogrifier_lm.run import build_model
 from mogrifier_lm.trainer import Trainer
 
@@ -58,17 +57,6 @@ def test_on_a_cpu_the_function_is_called_each_time() -> None:
         add(torch.ones(2), None)
     add(torch.ones(2), torch.ones(2))
     assert total.tolist() == [7, 7]
-
-
-def test_masks_survive_flattening() -> None:
-    for layers in (1, 2, 3):
-        tensors = [torch.full((1,), float(i)) for i in range(3 * layers + 2)]
-        masks = Masks.unflatten(tensors)
-        assert (
-            len(masks.inter_layer) == layers - 1 and len(masks.state) == len(masks.weight) == layers
-        )
-        assert list(masks.flatten()) == tensors
-    assert Masks.unflatten([None] * 5).input is None
 
 
 @pytest.mark.gpu

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,8 +7,8 @@ import torch
 
 from mogrifier_lm.data import IGNORE
 from mogrifier_lm.model import LanguageModel, layer_specs
-from mogrifier_lm.options import ModelConfig
-from mogrifier_lm.regularization import Masks, MaskSizes, Rates, activation_penalty, draw_masks
+from mogrifier_lm.options import ModelConfig, RegularizationConfig
+from mogrifier_lm.regularization import activation_penalty, draw_masks, of_streams
 from mogrifier_lm.run import build_model
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -21,6 +22,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shared, no zigzag": {"rounds": 3, "share_rounds": True, "zigzag": False},
 }
 V = 23
+
+
+def rates(**kinds: float) -> RegularizationConfig:
+    return RegularizationConfig(**{f"{kind}_dropout": rate for kind, rate in kinds.items()})
 
 
 @pytest.fixture(params=VARIANTS)
@@ -86,26 +91,23 @@ def test_masks_alone_decide_on_dropout(model: LanguageModel) -> None:
     assert torch.equal(model.loss(inputs, targets, states)[0], plain)
     generator = torch.Generator().manual_seed(0)
     for kind in ("embedding", "input", "inter_layer", "state", "output", "weight"):
-        masks = draw_masks(Rates(**{kind: 0.5}), model.mask_sizes, (6, 2), generator)
+        masks = draw_masks(rates(**{kind: 0.5}), model.mask_shapes, (6, 2), generator)
         assert not torch.equal(model.loss(inputs, targets, states, masks)[0], plain), kind
 
 
 def test_masks_keep_the_mean_and_are_shared_over_time_unless_per_step() -> None:
     generator = torch.Generator().manual_seed(0)
-    sizes = MaskSizes(1000, 1000, [1000, 1000], 1000, [(40, 10), (40, 10)])
-    rates = Rates(input=0.3, inter_layer=0.3, state=0.3, output=0.3)
-    locked = draw_masks(rates, sizes, (5, 4), generator)
-    stepped = draw_masks(Rates(**{**vars(rates), "per_step": True}), sizes, (5, 4), generator)
-
-    def all_masks(masks: Masks) -> list[torch.Tensor | None]:
-        return [masks.input, *masks.inter_layer, masks.output]
-
-    for mask in all_masks(locked) + list(locked.state) + list(stepped.state):
-        assert mask is not None and mask.shape == (1, 4, 1000)
+    shapes = dict.fromkeys(["input", "inter_layer.0", "state.0", "state.1", "output"], (1000,))
+    of = rates(input=0.3, inter_layer=0.3, state=0.3, output=0.3)
+    locked = draw_masks(of, shapes, (5, 4), generator)
+    stepped = draw_masks(replace(of, per_step=True), shapes, (5, 4), generator)
+    assert list(locked) == list(stepped) == list(shapes)
+    for mask in (*locked.values(), stepped.pop("state.0"), stepped.pop("state.1")):
+        assert mask.shape == (1, 4, 1000)
         assert mask.mean().item() == pytest.approx(1, abs=0.05)
         assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7])
-    for mask in all_masks(stepped):
-        assert mask is not None and mask.shape == (5, 4, 1000)
+    for mask in stepped.values():
+        assert mask.shape == (5, 4, 1000)
         assert not torch.equal(mask[0], mask[1])
 
 
@@ -122,7 +124,7 @@ def test_a_budget_of_24m_gives_the_published_hidden_sizes(
     for rounds, size in enumerate(sizes):
         config = ModelConfig(num_params=24e6, rounds=rounds, rank=rank if rounds else None)
         model = build_model(config, 10_001, "meta")
-        assert abs(model.mask_sizes.hidden[0] - size) <= 1
+        assert abs(model.mask_shapes["state.0"][0] - size) <= 1
         assert model.num_params() <= 24e6
 
 
@@ -150,22 +152,22 @@ def test_weight_dropout_is_an_explicitly_masked_weight(cell: str) -> None:
     """The loss is that of masked weights, the raw weight gets masked gradients, whatever cell."""
     torch.manual_seed(0)
     config = ModelConfig(hidden_size=10, rounds=2, cell=cell)
-    model, masked = build_model(config, V), build_model(config, V)
+    model, masked_model = build_model(config, V), build_model(config, V)
     masks = draw_masks(
-        Rates(weight=0.5), model.mask_sizes, (6, 2), torch.Generator().manual_seed(0)
+        rates(weight=0.5), model.mask_shapes, (6, 2), torch.Generator().manual_seed(0)
     )
-    masked.load_state_dict(model.state_dict())
+    masked_model.load_state_dict(model.state_dict())
     with torch.no_grad():
-        for layer, mask in zip(masked.layers, masks.weight, strict=True):
-            assert mask is not None and mask.shape == layer.weight_hh.shape
+        for layer, mask in zip(masked_model.layers, masks.values(), strict=True):
+            assert mask.shape == layer.weight_hh.shape
             layer.weight_hh.mul_(mask)
     inputs, targets = window(6, 2)
     nats, _ = model.loss(inputs, targets, model.zero_states(2), masks)
-    expected, _ = masked.loss(inputs, targets, masked.zero_states(2))
+    expected, _ = masked_model.loss(inputs, targets, masked_model.zero_states(2))
     torch.testing.assert_close(nats, expected)
     nats.backward()
     expected.backward()
-    for layer, other, mask in zip(model.layers, masked.layers, masks.weight, strict=True):
+    for layer, other, mask in zip(model.layers, masked_model.layers, masks.values(), strict=True):
         torch.testing.assert_close(layer.weight_hh.grad, other.weight_hh.grad * mask)
         torch.testing.assert_close(layer.weight_ih.grad, other.weight_ih.grad)
 
@@ -177,7 +179,7 @@ def test_embedding_dropout_drops_whole_words_of_the_input_alone() -> None:
     mask[3] = 0
     inputs, targets = window(6, 2)
     inputs[2, 1] = 3
-    nats, _ = model.loss(inputs, targets, model.zero_states(2), Masks(embedding=mask))
+    nats, _ = model.loss(inputs, targets, model.zero_states(2), {"embedding": mask})
     untied = build_model(ModelConfig(hidden_size=10, rounds=0, tie_embeddings=False), V)
     untied.load_state_dict(
         model.state_dict()
@@ -209,8 +211,8 @@ def test_log_probs_sum_to_one_and_hold_the_token_nats(model: LanguageModel) -> N
 def test_multi_sample_objective_is_the_log_of_the_mean_probability(model: LanguageModel) -> None:
     inputs, targets = window(6, 2)
     masks = draw_masks(
-        Rates(input=0.5, state=0.5, output=0.5),
-        model.mask_sizes,
+        rates(input=0.5, state=0.5, output=0.5),
+        model.mask_shapes,
         (6, 6),
         torch.Generator().manual_seed(0),
     )
@@ -219,14 +221,7 @@ def test_multi_sample_objective_is_the_log_of_the_mean_probability(model: Langua
     # The same three passes one after the other: stream b of sample d is column 3 b + d.
     passes = []
     for d in range(3):
-        columns = slice(d, None, 3)
-        of_pass = Masks(
-            **{
-                k: v if v is None or isinstance(v, list) and v[0] is None else
-                [m[:, columns] for m in v] if isinstance(v, list) else v[:, columns]
-                for k, v in vars(masks).items()
-            }
-        )  # fmt: skip
+        of_pass = of_streams(masks, slice(d, None, 3))
         nats, _ = model.token_nats(inputs, targets, model.zero_states(2), of_pass)
         passes.append(-nats)
     expected = -(torch.stack(passes).logsumexp(0) - math.log(3)).sum()
@@ -247,7 +242,7 @@ def test_residual_adds_each_layers_input_to_its_output() -> None:
     first, _ = model.layers[0](x, model.zero_states(2)[0])
     x = x + first * mask
     second, _ = model.layers[1](x, model.zero_states(2)[1])
-    found, _ = model.outputs(inputs, model.zero_states(2), Masks(inter_layer=[mask]))
+    found, _ = model.outputs(inputs, model.zero_states(2), {"inter_layer.0": mask})
     torch.testing.assert_close(found, x + second)
 
 

@@ -52,7 +52,7 @@ def test_a_recipe_has_the_published_parameters(name: str) -> None:
     model = build_model(config_of(name).model, vocabulary, "meta")
     assert model.num_params() == pytest.approx(params, rel=0.01)
     if hidden is not None:
-        assert abs(model.mask_sizes.hidden[0] - hidden) <= 1
+        assert abs(model.mask_shapes["state.0"][0] - hidden) <= 1
 
 
 def test_every_recipe_states_its_command_number_cost_and_what_was_measured() -> None:

@@ -17,7 +17,7 @@ from mogrifier_lm.evaluators import Score
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.optim import build_optimizer
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
-from mogrifier_lm.regularization import Masks, draw_masks
+from mogrifier_lm.regularization import draw_masks
 from mogrifier_lm.run import build_model
 from mogrifier_lm.trainer import Trainer
 
@@ -71,10 +71,12 @@ def test_a_step_is_the_clipped_gradient_of_the_whole_loss(tmp_path: Path, loss_p
     )
     model = trainer.model
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    masks = draw_masks(trainer.rates, model.mask_sizes, (T, B), torch.Generator().manual_seed(3))
+    masks = draw_masks(
+        trainer.regularization, model.mask_shapes, (T, B), torch.Generator().manual_seed(3)
+    )
     inputs, targets = trainer.train.window(0, T)
     output, _ = model.outputs(inputs, model.zero_states(B), masks)
-    dropped = output * masks.output
+    dropped = output * masks["output"]
     logits = model.features(dropped) @ model.output_weight.T + model.output_bias
     nats = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
     loss = nats / (T * B if loss_per == "token" else B)
@@ -203,12 +205,8 @@ def test_a_loss_that_is_not_finite_is_divergence(tmp_path: Path) -> None:
             assert weights(trainer.model).isfinite().all()
 
 
-def test_flat_masks_of_a_trainer_are_its_models(tmp_path: Path) -> None:
+def test_dropout_samples_are_streams_with_states_of_their_own(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, regularization={"weight_dropout": 0.5, "samples": 3})
     assert trainer.states[0][0].shape == (3 * B, 12)
     trainer._step()
     assert trainer.progress.tokens == T * B
-    sizes = trainer.model.mask_sizes
-    masks = draw_masks(trainer.rates, sizes, (T, 3 * B), trainer.generator)
-    again = Masks.unflatten(masks.flatten())
-    assert [m.shape for m in again.weight if m is not None] == [(48, 12), (48, 12)]

@@ -8,10 +8,7 @@ from torch import Tensor
 
 from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.regularization import draw_masks
-
-# Masks that the streams of a batch share: passes that are to differ run one at a time.
-SHARED = ("embedding", "weight")
+from mogrifier_lm.regularization import SHARED, draw_masks, kind, masked, scaled
 
 
 def mc_dropout(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
@@ -37,8 +34,9 @@ def _average(
     task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
 ) -> list[Evaluation]:
     model, passes = task.model, settings["passes"]
-    rates = task.rates.scaled(settings["scale"])
-    batch_size = 1 if any(vars(rates).get(name) for name in SHARED) else passes
+    rates = scaled(task.regularization, settings["scale"])
+    shared = any(kind(name) in SHARED for name in masked(rates, model.mask_shapes))
+    batch_size = 1 if shared else passes  # passes that are to differ run one at a time
     states = [model.zero_states(batch_size) for _ in range(passes // batch_size)]
     generator = torch.Generator(model.output_bias.device).manual_seed(settings["seed"])
     arithmetic: list[list[Tensor]] = [[] for _ in temperatures]
@@ -47,7 +45,7 @@ def _average(
         shape = len(inputs_T1), batch_size
         inputs_TB, hiddens = inputs_T1.expand(shape).contiguous(), []
         for i, state in enumerate(states):
-            masks = draw_masks(rates, model.mask_sizes, shape, generator)
+            masks = draw_masks(rates, model.mask_shapes, shape, generator)
             hidden, states[i] = model.encode(inputs_TB, state, masks)
             hiddens.append(hidden.view(*shape, -1))
         hidden_TPE = torch.cat(hiddens, 1)

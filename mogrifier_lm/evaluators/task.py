@@ -15,7 +15,7 @@ from mogrifier_lm.data import Split, Streams
 from mogrifier_lm.evaluators.score import Score, perplexity
 from mogrifier_lm.files import progress_bar
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.regularization import Rates
+from mogrifier_lm.options import RegularizationConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Task:
         model: with trained weights, on its device; evaluators leave it as it was.
         splits: "train" (for statistics), "valid" (for tuning) and those to score.
         eos_id: the token fed before a text's first.
-        rates: the dropout that the model was trained with.
+        regularization: that the model was trained with.
         keep: evaluators whose hidden vectors a later one reads: they leave them in `memo`.
         memo: what evaluators share, and what tuning and scoring share.
     """
@@ -53,7 +53,7 @@ class Task:
     model: LanguageModel
     splits: Mapping[str, Split]
     eos_id: int
-    rates: Rates = field(default_factory=Rates)
+    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
     keep: Sequence[str] = ()
     memo: dict[tuple[str, ...], Any] = field(default_factory=dict)
 

@@ -13,12 +13,14 @@ from mogrifier_lm.averaging import restored
 from mogrifier_lm.data import Split
 from mogrifier_lm.evaluators import EVALUATORS, Task, Text, check_causality, evaluate
 from mogrifier_lm.model import LanguageModel, States
-from mogrifier_lm.options import EvaluatorsConfig, ModelConfig
-from mogrifier_lm.regularization import Masks, Rates
+from mogrifier_lm.options import EvaluatorsConfig, ModelConfig, RegularizationConfig
+from mogrifier_lm.regularization import Masks
 from mogrifier_lm.run import build_model
 
 V, N = 7, 40
-RATES = Rates(input=0.4, inter_layer=0.3, state=0.2, output=0.4)
+RATES = RegularizationConfig(
+    input_dropout=0.4, inter_layer_dropout=0.3, state_dropout=0.2, output_dropout=0.4
+)
 SETTINGS: dict[str, dict[str, Any]] = {
     "static": {"batch_size": 1, "window": 7, "temperature": 0.8},
     "dynamic": {
@@ -65,7 +67,11 @@ def make_split(seed: int, size: int = N) -> Split:
 
 
 def nats(
-    model: LanguageModel, name: str, text: Split, rates: Rates = RATES, **settings: Any
+    model: LanguageModel,
+    name: str,
+    text: Split,
+    rates: RegularizationConfig = RATES,
+    **settings: Any,
 ) -> dict[str, Tensor]:
     """Of each token, under the evaluator and the variants that it reports beside it."""
     task = Task(model, {"train": make_split(1, 300), "test": text}, 0, rates, keep=["dynamic"])
@@ -131,13 +137,13 @@ def test_users_are_told_of_a_leak() -> None:
         ("dynamic", {"lr": 0.0}, RATES),
         ("dynamic", {"lr": 0.0, "rule": "sgd"}, RATES),
         ("cache", {"weight": 0.0}, RATES),
-        ("mc_dropout", {"passes": 4}, Rates()),
+        ("mc_dropout", {"passes": 4}, RegularizationConfig()),
         ("mc_dropout", {"passes": 4, "scale": 0.0}, RATES),
         ("rounds", {}, RATES),
     ],
 )
 def test_at_its_zero_an_evaluator_is_static(
-    name: str, settings: dict[str, Any], rates: Rates
+    name: str, settings: dict[str, Any], rates: RegularizationConfig
 ) -> None:
     model, text = make_model(), make_split(2)
     static = nats(model, "static", text, temperature=SETTINGS[name].get("temperature", 1.0))[""]

@@ -13,8 +13,8 @@ from mogrifier_lm.evaluators import EVALUATORS, Task, Text, evaluate
 from mogrifier_lm.evaluators.cache import cache_probabilities
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.options import CacheConfig
-from mogrifier_lm.regularization import Rates, draw_masks
+from mogrifier_lm.options import CacheConfig, RegularizationConfig
+from mogrifier_lm.regularization import draw_masks, scaled
 from tests.evaluators.test_contract import RATES, SETTINGS, V, make_model, make_split, nats
 
 
@@ -113,7 +113,7 @@ def test_mc_dropout_is_the_mean_over_passes(mixture: int) -> None:
     with torch.no_grad():
         for i in range(0, len(tokens), window):
             x = inputs[i : i + window]
-            masks = draw_masks(RATES.scaled(0.5), model.mask_sizes, (len(x), passes), generator)
+            masks = draw_masks(scaled(RATES, 0.5), model.mask_shapes, (len(x), passes), generator)
             hidden, states = model.encode(x, states, masks)
             log_p.append(model.log_probs(hidden, 0.9).view(len(x), passes, V))
     log_p_TBV, targets_T1 = torch.cat(log_p).double(), tokens[:, :1]
@@ -133,7 +133,7 @@ def test_rounds_that_are_cut_are_a_model_with_fewer() -> None:
     from mogrifier_lm.run import build_model
 
     model, text = make_model(), make_split(2)
-    found = nats(model, "rounds", text, Rates())
+    found = nats(model, "rounds", text, RegularizationConfig())
     assert sorted(found) == ["", "rounds_0", "rounds_1", "rounds_2"]
     for r in range(3):
         shorter = build_model(ModelConfig(hidden_size=8, rounds=r), V)
