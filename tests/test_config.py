@@ -120,7 +120,7 @@ LAYERS = {  # package → what it must not import, beside what ABOVE says
     "cells": {"model", "trainer", "data", "evaluators", "tracking", "options"},
     "data": {"kernels", "cells", "model", "trainer", "evaluators", "tracking", "torch.nn"},
     "model": {"trainer", "evaluators", "tracking", "options"},
-    "evaluators": {"trainer", "config", "tracking", "options"},
+    "evaluators": {"trainer", "config", "tracking"},
     "regularization": {"trainer", "evaluators", "config"},
     "averaging": {"trainer", "evaluators", "config"},
     "optim": {"trainer", "evaluators", "config"},
