@@ -79,10 +79,8 @@ class RecurrentLayer(nn.Module):
             x,
             *state,
             self.spec.weights(parameters),
-            cell=self.spec.cell,
-            zigzag=self.spec.zigzag,
-            cap_input_gate=self.spec.cap_input_gate,
-            state_mask=state_mask,
+            self.spec.options,
+            state_mask,
         )
         return output, (h, c)
 

@@ -172,9 +172,7 @@ class MogrifierLSTM(nn.Module):
                 h_LBH[layer],
                 c_LBH[layer],
                 spec.weights(self._parameters_of(layer)),
-                cell=spec.cell,
-                zigzag=spec.zigzag,
-                cap_input_gate=spec.cap_input_gate,
+                spec.options,
             )
             h_n.append(h)
             c_n.append(c)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mogrifier_lm.kernels.recurrence.reference import STEPS, Round, Weights
+from mogrifier_lm.kernels.recurrence.reference import STEPS, Options, Round, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,11 @@ class CellSpec:
                 f"rank is {self.rank}, it must lie between 1 and {largest}, the smaller of input "
                 f"size {self.input_size} and hidden size {self.hidden_size} (null means full rank)"
             )
+
+    @property
+    def options(self) -> Options:
+        """What the kernels are told besides the weights."""
+        return Options(self.cell, self.zigzag, self.cap_input_gate)
 
     def round_index(self, i: int) -> int:
         """Which matrix round i (from 1) uses: its own, or with sharing 1 (odd) or 2 (even)."""

@@ -109,10 +109,8 @@ class Problem:
             self.h,
             self.c,
             self.spec.weights(self.parameters),
-            cell=self.spec.cell,
-            zigzag=self.spec.zigzag,
-            cap_input_gate=self.spec.cap_input_gate,
-            state_mask=self.mask,
+            self.spec.options,
+            self.mask,
         )
 
     def run_backward(self, backend: str) -> dict[str, Tensor]:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 
 from mogrifier_lm.kernels.recurrence import fused, native, reference
+from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
+
+__all__ = ["BACKENDS", "Options", "Round", "Weights", "resolve"]
 
 BACKENDS: dict[str, Callable[..., Any]] = {
     "reference": reference.recurrence,

@@ -18,18 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mogrifier_lm.kernels.recurrence.reference import Round, Weights
+from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
 CELLS = ("lstm", "mlstm", "rlstm")
-
-
-class Options(NamedTuple):
-    """What a call fixes besides tensors; `product` is the dtype of the operands of products."""
-
-    cell: str
-    zigzag: bool
-    cap_input_gate: bool
-    product: torch.dtype
 
 
 class Saved(NamedTuple):
@@ -54,23 +45,20 @@ def recurrence(
     h: Tensor,
     c: Tensor,
     weights: Weights,
-    *,
-    cell: str = "lstm",
-    zigzag: bool = True,
-    cap_input_gate: bool = False,
+    options: Options,
     state_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.recurrence`, which documents the arguments; `state_mask` has no gradient."""
     dtype = weights.hh.dtype
-    options = Options(cell, zigzag, cap_input_gate, product_dtype(x.device.type, dtype))
-    if options.product != dtype:
+    product = product_dtype(x.device.type, dtype)
+    if product != dtype:
         x, h, c = x.to(dtype), h.to(dtype), c.to(dtype)
     flat = flatten(weights)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, h, c, *flat)):
-        output, h, c = _Recurrence.apply(options, x, h, c, state_mask, *flat)  # type: ignore[no-untyped-call]
+        output, h, c = _Recurrence.apply(options, product, x, h, c, state_mask, *flat)  # type: ignore[no-untyped-call]
         return output, h, c
     with torch.no_grad(), without_autocast(x.device.type):
-        output, cs_SBH, _ = _forward(options, x, h, c, state_mask, weights, save=False)
+        output, cs_SBH, _ = _forward(options, product, x, h, c, state_mask, weights, save=False)
     return output, output[-1].clone(), cs_SBH[-1].clone()
 
 
@@ -130,6 +118,7 @@ def _multiply(out: Tensor, source: Tensor, matrix: Tensor, plus: Tensor | None =
 
 def _forward(
     o: Options,
+    product: torch.dtype,
     x_TBI: Tensor,
     h: Tensor,
     c: Tensor,
@@ -141,7 +130,7 @@ def _forward(
     (T, B, _), H = x_TBI.shape, h.shape[1]
     S = T if save else 1
     w = unflatten(
-        tuple(p if p is None or p.dim() == 1 else p.to(o.product).t() for p in flatten(weights))
+        tuple(p if p is None or p.dim() == 1 else p.to(product).t() for p in flatten(weights))
     )  # matrices transposed: [source, target]
 
     def empty(size: int | None) -> Tensor:
@@ -210,6 +199,7 @@ class _Recurrence(torch.autograd.Function):
     def forward(
         ctx: Any,
         o: Options,
+        product: torch.dtype,
         x_TBI: Tensor,
         h: Tensor,
         c: Tensor,
@@ -217,8 +207,8 @@ class _Recurrence(torch.autograd.Function):
         *flat: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with without_autocast(x_TBI.device.type):
-            output, cs_TBH, s = _forward(o, x_TBI, h, c, mask, unflatten(flat), save=True)
-        ctx.options, ctx.n_rounds = o, len(s.gates)
+            output, cs_TBH, s = _forward(o, product, x_TBI, h, c, mask, unflatten(flat), save=True)
+        ctx.options, ctx.product, ctx.n_rounds = o, product, len(s.gates)
         own = (x_TBI, h, c, mask, output, cs_TBH, s.acts, s.px, s.ph, s.m)
         ctx.save_for_backward(*own, *s.inner, *s.gates, *s.targets, *flat)
         return output, output[-1].clone(), cs_TBH[-1].clone()
@@ -234,16 +224,18 @@ class _Recurrence(torch.autograd.Function):
         with without_autocast(x_TBI.device.type):
             d_x, d_h, d_c, d_weights = _backward(
                 ctx.options,
+                ctx.product,
                 (x_TBI, h, c, mask, output, cs_TBH),
                 s,
                 unflatten(tuple(rest[3 * n :])),
                 (d_output, d_h, d_c),
             )
-        return None, d_x, d_h, d_c, None, *flatten(d_weights)
+        return None, None, d_x, d_h, d_c, None, *flatten(d_weights)
 
 
 def _backward(
     o: Options,
+    product: torch.dtype,
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor],
     s: Saved,
     weights: Weights,
@@ -259,7 +251,7 @@ def _backward(
     (T, B, _), H = x_TBI.shape, h.shape[1]
     rlstm = o.cell == "rlstm"
     w = unflatten(
-        tuple(p if p is None or p.dim() == 1 else p.to(o.product) for p in flatten(weights))
+        tuple(p if p is None or p.dim() == 1 else p.to(product) for p in flatten(weights))
     )
 
     h_TBH, c_TBH = before(h, output_TBH), before(c, cs_TBH)
@@ -344,13 +336,25 @@ def _backward(
         d_h,
         d_c,
         _weight_gradients(
-            o, weights, s, x_TBI, h_TBH, cs_TBH, mask, d_acts, d_gates, d_inner, (d_px, d_ph)
+            o,
+            product,
+            weights,
+            s,
+            x_TBI,
+            h_TBH,
+            cs_TBH,
+            mask,
+            d_acts,
+            d_gates,
+            d_inner,
+            (d_px, d_ph),
         ),
     )
 
 
 def _weight_gradients(
     o: Options,
+    product: torch.dtype,
     weights: Weights,
     s: Saved,
     x: Tensor,
@@ -370,8 +374,8 @@ def _weight_gradients(
         d, z, d_z = d_gates[k], s.inner[k], d_inner[k]
         rounds.append(
             Round(
-                gradients(d, source if z is None else z, o.product),
-                None if d_z is None else gradients(d_z, source, o.product),
+                gradients(d, source if z is None else z, product),
+                None if d_z is None else gradients(d_z, source, product),
                 None if r.bias is None else d.sum((0, 1)),
             )
         )
@@ -380,19 +384,19 @@ def _weight_gradients(
     if o.cell == "rlstm":
         d_i, d_f, d_g, d_o = d_acts.chunk(4, dim=2)
         return Weights(
-            torch.cat([gradients(d, x, o.product) for d in (d_i, d_g)]),
-            gradients(d_acts[..., : 3 * H], h, o.product),
+            torch.cat([gradients(d, x, product) for d in (d_i, d_g)]),
+            gradients(d_acts[..., : 3 * H], h, product),
             d_bias,
             tuple(rounds),
-            fu=gradients(d_f, s.acts[..., :H] * s.acts[..., 2 * H : 3 * H], o.product),
-            oc=gradients(d_o, c if mask is None else c * mask, o.product),
+            fu=gradients(d_f, s.acts[..., :H] * s.acts[..., 2 * H : 3 * H], product),
+            oc=gradients(d_o, c if mask is None else c * mask, product),
         )
     d_px, d_ph = d_factors
     return Weights(
-        gradients(d_acts, x, o.product),
-        gradients(d_acts, h if s.m is None else s.m, o.product),
+        gradients(d_acts, x, product),
+        gradients(d_acts, h if s.m is None else s.m, product),
         d_bias,
         tuple(rounds),
-        mx=None if d_px is None else gradients(d_px, x, o.product),
-        mh=None if d_ph is None else gradients(d_ph, h, o.product),
+        mx=None if d_px is None else gradients(d_px, x, product),
+        mh=None if d_ph is None else gradients(d_ph, h, product),
     )

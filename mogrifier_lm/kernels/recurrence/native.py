@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from mogrifier_lm.kernels import compiled
 from mogrifier_lm.kernels.recurrence.fused import flatten, product_dtype, unflatten
-from mogrifier_lm.kernels.recurrence.reference import Round, Weights
+from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -81,10 +81,7 @@ def recurrence(
     h: Tensor,
     c: Tensor,
     weights: Weights,
-    *,
-    cell: str = "lstm",
-    zigzag: bool = True,
-    cap_input_gate: bool = False,
+    options: Options,
     state_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.recurrence`, which documents the arguments; `state_mask` has no gradient.
@@ -92,22 +89,21 @@ def recurrence(
     Raises:
         ValueError: a cell, device or dtype that this backend does not have.
     """
-    if reason := unsupported(cell, x.device, weights.hh.dtype):
+    if reason := unsupported(options.cell, x.device, weights.hh.dtype):
         raise ValueError(reason)
     product = product_dtype("cpu", weights.hh.dtype)
     if product not in SUFFIX:
         raise ValueError(f"the native backend has products in float32 and bfloat16, not {product}")
     if product != torch.float32:
         x, h, c = x.float(), h.float(), c.float()
-    options = (product, zigzag, cap_input_gate)
     flat = flatten(weights)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, h, c, *flat)):
         results: tuple[Tensor, Tensor, Tensor] = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            options, x, h, c, state_mask, *flat
+            options, product, x, h, c, state_mask, *flat
         )
         return results
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        loop = _Loop(options, x, h, c, state_mask, weights, save=False)
+        loop = _Loop(options, product, x, h, c, state_mask, weights, save=False)
         return loop.forward(x)
 
 
@@ -124,7 +120,8 @@ class _Loop:
 
     def __init__(
         self,
-        options: tuple[torch.dtype, bool, bool],
+        options: Options,
+        product: torch.dtype,
         x_TBI: Tensor,
         h: Tensor,
         c: Tensor,
@@ -132,7 +129,7 @@ class _Loop:
         weights: Weights,
         save: bool,
     ) -> None:
-        self.dtype, self.zigzag, self.cap = options
+        self.dtype, self.zigzag, self.cap = product, options.zigzag, options.cap_input_gate
         self.lanes, self.weights, self.save = LANES[self.dtype], weights, save
         self.T, self.B, self.I = x_TBI.shape
         self.H, self.Ip, self.Hp = h.shape[1], self.padded(x_TBI.shape[2]), self.padded(h.shape[1])
@@ -269,7 +266,8 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        options: tuple[torch.dtype, bool, bool],
+        options: Options,
+        product: torch.dtype,
         x_TBI: Tensor,
         h: Tensor,
         c: Tensor,
@@ -277,7 +275,7 @@ class _Recurrence(torch.autograd.Function):
         *flat: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast("cpu", enabled=False):
-            loop = _Loop(options, x_TBI, h, c, mask, unflatten(flat), save=True)
+            loop = _Loop(options, product, x_TBI, h, c, mask, unflatten(flat), save=True)
             results = loop.forward(x_TBI)
         # The buffers are fresh and are no inputs: only the weights need autograd's version check.
         loop.weights = Weights(loop.hs, loop.hs)
@@ -293,7 +291,7 @@ class _Recurrence(torch.autograd.Function):
         loop.weights = unflatten(tuple(flat))
         with torch.autocast("cpu", enabled=False):
             d_x, d_h, d_c, d_weights = _backward(loop, x_TBI, d_output, d_h, d_c)
-        return None, d_x, d_h, d_c, None, *flatten(d_weights)
+        return None, None, d_x, d_h, d_c, None, *flatten(d_weights)
 
 
 def _backward(

@@ -44,6 +44,19 @@ class Weights(NamedTuple):
     oc: Tensor | None = None
 
 
+class Options(NamedTuple):
+    """What a layer fixes besides its weights.
+
+    `cell`: "lstm", "mlstm" or "rlstm"; the mogrification stands in front of any of them.
+    `zigzag`: False conditions every round on the original x and h. `cap_input_gate`: see
+    `lstm_step`.
+    """
+
+    cell: str = "lstm"
+    zigzag: bool = True
+    cap_input_gate: bool = False
+
+
 def gate(source: Tensor, r: Round) -> Tensor:
     """2 sigmoid(W source + b): near 1 at initialisation."""
     if r.right is not None:
@@ -108,10 +121,7 @@ def recurrence(
     h: Tensor,
     c: Tensor,
     weights: Weights,
-    *,
-    cell: str = "lstm",
-    zigzag: bool = True,
-    cap_input_gate: bool = False,
+    options: Options,
     state_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one layer over time.
@@ -121,9 +131,7 @@ def recurrence(
         h: [B, H], the hidden state before the first step.
         c: [B, H], the cell state before the first step.
         weights: see `Weights`.
-        cell: "lstm", "mlstm" or "rlstm"; the mogrification stands in front of any of them.
-        zigzag: False conditions every round on the original x and h.
-        cap_input_gate: see `lstm_step`.
+        options: see `Options`.
         state_mask: [1, B, H] or [T, B, H], dropout mask (already scaled by 1 / (1 - rate)) on the
             h that enters each step, before mogrification; c is never dropped.
 
@@ -133,7 +141,7 @@ def recurrence(
     outputs = []
     for t in range(x.shape[0]):
         mask = None if state_mask is None else state_mask[min(t, state_mask.shape[0] - 1)]
-        x_t, h = mogrify(x[t], h if mask is None else h * mask, weights.rounds, zigzag)
-        h, c = STEPS[cell](x_t, h, c, weights, cap_input_gate, mask)
+        x_t, h = mogrify(x[t], h if mask is None else h * mask, weights.rounds, options.zigzag)
+        h, c = STEPS[options.cell](x_t, h, c, weights, options.cap_input_gate, mask)
         outputs.append(h)
     return torch.stack(outputs), h, c
