@@ -1,8 +1,9 @@
 # make train: a small model on the synthetic language. make test: the test suite.
-# Both make a virtual environment in .venv first, if there is none.
+# make measures: sizes of the code, circles, who knows what.
+# All make a virtual environment in .venv first, if there is none.
 PYTHON ?= python3
 
-.PHONY: train test lint
+.PHONY: train test lint measures
 train: .venv/installed
 	.venv/bin/python train.py
 
@@ -13,6 +14,9 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+measures: .venv/installed
+	.venv/bin/python scripts/measures.py
 
 .venv/installed: requirements.lock pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
