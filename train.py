@@ -8,7 +8,7 @@ python train.py resume=runs/2026-01-31/12-00-00      goes on exactly where a run
 python train.py --help                               groups and keys
 """
 
-from mogrifier_lm.cli import train
+from mogrifier_lm.launch.cli import train
 
 if __name__ == "__main__":
     train()

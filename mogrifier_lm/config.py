@@ -5,7 +5,6 @@ OmegaConf.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,18 +14,12 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mogrifier_lm.errors import UserError
+from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.options import Config
 
 # Beside the package in a checkout, inside it in a wheel.
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
-
-
-def nearest(key: str, known: list[str]) -> str:
-    """«, did you mean X?» where a known key is near, else the list of keys."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
 
 
 def unknown_key(path: str, schema: type) -> UserError:

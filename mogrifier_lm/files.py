@@ -1,8 +1,8 @@
-"""Files that several processes may read and write, and what a terminal shows of a loop."""
+"""Files that several processes may read and write."""
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.terminal import shown
 
 
 def cache_folder(*parts: str) -> Path:
@@ -69,16 +70,3 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def shown(path: Path) -> Path:
-    """The path from here, where it lies below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def progress_bar(loop: Iterable[Any] | None = None, **options: Any) -> Any:
-    """tqdm's bar on a terminal; none elsewhere, or with TQDM_DISABLE=1 in the environment."""
-    from tqdm import tqdm
-
-    disable = True if os.environ.get("TQDM_DISABLE") else None
-    return tqdm(loop, disable=disable, dynamic_ncols=True, **options)

@@ -5,7 +5,8 @@ Shape legend: T time steps, B streams, E embedding size, H hidden size, V vocabu
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -251,3 +252,20 @@ class LanguageModel(nn.Module):
         hidden, states = self.encode(inputs_TB, states, masks)
         nats = self.output_nats(hidden, targets_TB.flatten(), temperature)
         return nats.view_as(targets_TB), states
+
+
+@contextmanager
+def restored(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields copies of the parameters, and puts them back at the end, whatever happens."""
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield saved
+    finally:
+        copy_values(saved, parameters)
+
+
+@torch.no_grad()
+def copy_values(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Copy in place: captured graphs hold addresses, caches of packed weights watch versions."""
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

@@ -14,9 +14,9 @@ workspace and a new report, and prints their addresses.
 
 from pathlib import Path
 
-from mogrifier_lm.cli import script
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.reports.dashboard import build_report, build_workspace, save, to_json
+from mogrifier_lm.launch.cli import script
+from mogrifier_lm.tracking.dashboard import build_report, build_workspace, save, to_json
 
 
 def main(

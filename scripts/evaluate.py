@@ -13,7 +13,7 @@ given: data.dir, data.cache_dir, trainer.device, trainer.threads, debug.
 
 import sys
 
-from mogrifier_lm.cli import evaluate
+from mogrifier_lm.launch.cli import evaluate
 
 if __name__ == "__main__":
     if len(sys.argv) == 1 or {"-h", "--help"} & set(sys.argv):

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 from mogrifier_lm import load_model
-from mogrifier_lm.cli import script
 from mogrifier_lm.data import split_lines
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.inference import sample
-from mogrifier_lm.run import check_device, saved_tokenizer
+from mogrifier_lm.inference.generate import sample
+from mogrifier_lm.launch.cli import script
+from mogrifier_lm.runs.build import check_device, saved_tokenizer
 
 
 def main(

@@ -7,11 +7,11 @@ It takes the keys of data and tokenizer that train.py takes, and does what train
 from the hub and arrays of tokens are kept in data.cache_dir, for machines without a network too.
 """
 
-from mogrifier_lm.cli import script
 from mogrifier_lm.config import validate
 from mogrifier_lm.data import UNK, load_corpus
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.job import compose
+from mogrifier_lm.launch.cli import script
+from mogrifier_lm.launch.job import compose
 
 
 def main(*overrides: str) -> None:

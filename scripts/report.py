@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.reports.curves import plot_curves
+from mogrifier_lm.reports.folders import is_run, read_runs
 from mogrifier_lm.reports.page import page
-from mogrifier_lm.reports.sweep import is_run, markdown, read_runs, write_report
+from mogrifier_lm.reports.plots import plot_curves
+from mogrifier_lm.reports.report import markdown, write_report
 from mogrifier_lm.reports.table import final_table
 
 

@@ -14,13 +14,12 @@ import sys
 from pathlib import Path
 
 from mogrifier_lm import load_model
-from mogrifier_lm.cli import script
-from mogrifier_lm.config import nearest
 from mogrifier_lm.data import EOS, SPLITS, split_lines
-from mogrifier_lm.errors import UserError
+from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.evaluators import perplexity, static_nats
+from mogrifier_lm.launch.cli import script
 from mogrifier_lm.reports.words import per_word, plot_words, training_counts, word_nats, words_table
-from mogrifier_lm.run import check_device, saved_corpus, saved_tokenizer
+from mogrifier_lm.runs.build import check_device, saved_corpus, saved_tokenizer
 
 
 def main(

@@ -8,7 +8,7 @@ The same command with the same dir goes on: ended trials are kept, those that we
 their checkpoints. Keys of its own; every other argument is an override of each trial's run:
 
     dir            the study (study.log), the runs 0, 1, 2, ..., and report/ with the best trials
-    space          mogrifier_lm/spaces/NAME.yaml or a file like it; a key in it that is given as an
+    space          mogrifier_lm/search/NAME.yaml or a file like it; a key in it that is given as an
                    override is not searched
     trials=50      in all, those of earlier commands and the pruned and failed ones counted
     jobs=1         trials at once; each gets its share of the cores unless trainer.threads says
@@ -23,8 +23,8 @@ stand in the report beside it and decide nothing.
 
 from pathlib import Path
 
-from mogrifier_lm.cli import script
-from mogrifier_lm.search import Search
+from mogrifier_lm.launch.cli import script
+from mogrifier_lm.search.search import Search
 
 
 def main(

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.data.synthetic import VOCAB_SIZE, SyntheticLanguage
-from mogrifier_lm.job import compose
-from mogrifier_lm.run import run
+from mogrifier_lm.launch.job import compose
+from mogrifier_lm.runs.run import run
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 ROOT = Path(__file__).parent.parent

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from mogrifier_lm.averaging import Averaging
 from mogrifier_lm.data import Streams
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.kernels.recurrence import BACKENDS
-from mogrifier_lm.optim import build_optimizer
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
-from mogrifier_lm.run import build_model
-from mogrifier_lm.trainer import Trainer
+from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.training.averaging import Averaging
+from mogrifier_lm.training.optim import build_optimizer
+from mogrifier_lm.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("golden.json")
 MODELS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from mogrifier_lm.data import IGNORE
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig, RegularizationConfig
 from mogrifier_lm.regularization import activation_penalty, draw_masks, of_streams
-from mogrifier_lm.run import build_model
+from mogrifier_lm.runs.build import build_model
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "lstm": {"rounds": 0},

@@ -11,10 +11,10 @@ import torch
 from mogrifier_lm.config import validate
 from mogrifier_lm.data import ORDERS
 from mogrifier_lm.evaluators import Score
-from mogrifier_lm.optim import build_averaging, build_optimizer
 from mogrifier_lm.options import Config
-from mogrifier_lm.run import build_model
-from mogrifier_lm.trainer import Trainer
+from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.training.optim import build_averaging, build_optimizer
+from mogrifier_lm.training.trainer import Trainer
 from tests.conftest import ROOT, compose_config
 
 FOLDER = ROOT / "configs" / "experiment"

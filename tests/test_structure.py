@@ -12,7 +12,6 @@ measures = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/measures.py")))
 MOST_CODE = 4500  # lines of the core, without fast kernels
 
 
-@pytest.mark.xfail(strict=True, reason="load_model builds; the parts of the sweep's report")
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert measures.circles(measures.imports()) == []
 

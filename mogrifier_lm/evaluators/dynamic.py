@@ -9,10 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mogrifier_lm.averaging import restored
 from mogrifier_lm.data import IGNORE
 from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
-from mogrifier_lm.model import LanguageModel, States
+from mogrifier_lm.model import LanguageModel, States, restored
 
 
 def dynamic(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:

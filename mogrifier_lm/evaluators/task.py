@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mogrifier_lm.data import Split, Streams
 from mogrifier_lm.evaluators.score import Score, perplexity
-from mogrifier_lm.files import progress_bar
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig
+from mogrifier_lm.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 

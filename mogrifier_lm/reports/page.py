@@ -7,21 +7,10 @@ from pathlib import Path
 from string import Template
 from typing import IO, Any
 
-from mogrifier_lm.reports.search import (
-    importance_table,
-    plot_importances,
-    plot_trials,
-    trial_table,
-)
-from mogrifier_lm.reports.sweep import (
-    Run,
-    failure_table,
-    group_table,
-    headline,
-    run_table,
-    study_of,
-)
+from mogrifier_lm.reports.folders import Run, study_of
+from mogrifier_lm.reports.sweep import failure_table, group_table, headline, run_table
 from mogrifier_lm.reports.sweep_plots import plot_curves_of, plot_sweep
+from mogrifier_lm.reports.trials import importance_table, plot_importances, plot_trials, trial_table
 
 PAGE = Path(__file__).with_name("page.html")
 

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from mogrifier_lm.reports.curves import pyplot
-from mogrifier_lm.reports.sweep import (
+from mogrifier_lm.reports.folders import (
     Run,
     evaluators,
     groups,
@@ -17,6 +16,7 @@ from mogrifier_lm.reports.sweep import (
     swept,
     validations,
 )
+from mogrifier_lm.reports.plots import look, pyplot, save
 
 ROUNDS = "model.rounds"
 PAPER = (57.5, 56.4, 55.5, 54.8, 54.1, 54.3, 54.6)
@@ -92,7 +92,7 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
                 linestyle="-" if x_key else "none",
                 capsize=3,
                 label=label,
-                **_look(i, len(lines)),
+                **look(i, len(lines)),
             )
     panels[0].set_ylabel(f"validation perplexity ({names[0]})")
     panels[1].set_ylabel("tokens/s")
@@ -134,8 +134,8 @@ def plot_curves_of(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     for i, (label, seeds) in enumerate(curves.items()):
         for n, points in enumerate(seeds):
             tokens, ppls = [p["tokens"] / 1e6 for p in points], [p["valid/ppl"] for p in points]
-            look = _look(i, len(curves)) | {"markersize": 3, "linewidth": 1}
-            axes.plot(tokens, ppls, label=None if n else label, **look)
+            style = look(i, len(curves)) | {"markersize": 3, "linewidth": 1}
+            axes.plot(tokens, ppls, label=None if n else label, **style)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(plt.LogFormatter())
     axes.yaxis.set_minor_formatter(plt.LogFormatter(minor_thresholds=(2, 0.5)))
@@ -147,15 +147,3 @@ def plot_curves_of(runs: Sequence[Run], file: Path | IO[str]) -> bool:
         axes.legend(frameon=False, fontsize="x-small", title=title, ncols=columns)
     save(figure, file)
     return True
-
-
-def _look(i: int, n: int) -> dict[str, Any]:
-    """Of line i of n."""
-    shade = 0.85 * i / max(1, n - 1)
-    return {"color": pyplot().get_cmap("viridis")(shade), "marker": "osD^vPX*"[i % 8]}
-
-
-def save(figure: Any, file: Path | IO[str]) -> None:
-    """Write a figure as png, to a stream as svg, and close it."""
-    figure.savefig(file, dpi=150, format="png" if isinstance(file, Path) else "svg")
-    pyplot().close(figure)

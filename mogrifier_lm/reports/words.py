@@ -10,7 +10,7 @@ import numpy as np
 
 from mogrifier_lm.data import EOS, Tokenizer
 from mogrifier_lm.evaluators.score import perplexity
-from mogrifier_lm.reports.curves import pyplot
+from mogrifier_lm.reports.plots import pyplot
 
 COUNT_BANDS = (0, 1, 10, 100, 1000, 10_000)  # least training count of each band
 PLACE_BANDS = (1, 2, 3, 4, 5, 6, 11, 21, 41)

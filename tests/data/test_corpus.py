@@ -116,7 +116,7 @@ sys.modules["datasets"] = sys.modules["wandb"] = sys.modules["sentencepiece"] = 
 sys.argv = ["train.py", "data=text", "data.dir={text_dir}", "data.cache_dir={cache_dir}",
     "trainer.max_steps=2", "trainer.batch_size=4", "model.hidden_size=8", "tracker=none",
     "hydra.run.dir={cache_dir}/run"]
-from mogrifier_lm.cli import train
+from mogrifier_lm.launch.cli import train
 train()
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mogrifier_lm.averaging import restored
 from mogrifier_lm.data import Split
 from mogrifier_lm.evaluators import EVALUATORS, Task, Text, check_causality, evaluate
-from mogrifier_lm.model import LanguageModel, States
+from mogrifier_lm.model import LanguageModel, States, restored
 from mogrifier_lm.options import EvaluatorsConfig, ModelConfig, RegularizationConfig
 from mogrifier_lm.regularization import Masks
-from mogrifier_lm.run import build_model
+from mogrifier_lm.runs.build import build_model
 
 V, N = 7, 40
 RATES = RegularizationConfig(

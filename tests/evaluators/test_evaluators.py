@@ -130,7 +130,7 @@ def test_mc_dropout_is_the_mean_over_passes(mixture: int) -> None:
 
 def test_rounds_that_are_cut_are_a_model_with_fewer() -> None:
     from mogrifier_lm.options import ModelConfig
-    from mogrifier_lm.run import build_model
+    from mogrifier_lm.runs.build import build_model
 
     model, text = make_model(), make_split(2)
     found = nats(model, "rounds", text, RegularizationConfig())

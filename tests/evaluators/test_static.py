@@ -9,7 +9,7 @@ from mogrifier_lm.data import Split
 from mogrifier_lm.evaluators import EVALUATORS, Score, Task, Text, evaluate, static_nats
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import ModelConfig, StaticConfig
-from mogrifier_lm.run import build_model
+from mogrifier_lm.runs.build import build_model
 
 V, N = 31, 203
 

@@ -13,17 +13,10 @@ from typing import Any
 import pytest
 
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.reports.folders import groups, mean_sd, progress, read_runs, swept
 from mogrifier_lm.reports.page import page
-from mogrifier_lm.reports.sweep import (
-    failure_table,
-    group_table,
-    groups,
-    mean_sd,
-    progress,
-    read_runs,
-    swept,
-    write_report,
-)
+from mogrifier_lm.reports.report import write_report
+from mogrifier_lm.reports.sweep import failure_table, group_table
 from mogrifier_lm.reports.sweep_plots import not_comparable, plot_sweep
 from tests.conftest import ROOT
 

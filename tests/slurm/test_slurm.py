@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from mogrifier_lm.checkpoint import LAST
+from mogrifier_lm.training.checkpoint import LAST
 from tests.conftest import ROOT
-from tests.test_run import metrics
-from tests.test_sweep import rows
+from tests.launch.test_sweep import rows
+from tests.runs.test_run import metrics
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
 

@@ -1,0 +1,1 @@
+"""How runs are started: command lines, Hydra, sweeps, errors in one line."""

@@ -1,0 +1,257 @@
+"""A run as a command starts it, alone, in a sweep or under torchrun: its folder and its fate.
+
+Imports here are light: torch, datasets and wandb come in when a run needs them.
+"""
+
+import functools
+import logging
+import os
+import re
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from mogrifier_lm.config import (
+    CONFIG_DIR,
+    load_config,
+    resume_config,
+    save_config,
+    validate,
+    without_effect,
+)
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import locked, read_json, write_json
+from mogrifier_lm.launch.explain import explain
+from mogrifier_lm.options import Config
+from mogrifier_lm.reports.folders import MULTIRUN
+from mogrifier_lm.reports.table import objective
+from mogrifier_lm.terminal import shown
+from mogrifier_lm.training import parallel
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def run_dir(resume: str | None) -> str:
+    """The folder of a run: that of the run to resume, else a new one named by date and time."""
+    return parallel.first(lambda: _claim(resume))
+
+
+def _claim(resume: str | None) -> str:
+    """The folder of `run_dir`.
+
+    A folder is claimed by making it, so that two runs that start in one second do not share it.
+    """
+    if resume:
+        if not (Path(resume) / "config.yaml").is_file():
+            raise UserError(f"resume={resume}: no config.yaml there, so it is not a run's folder")
+        return resume
+    base = Path("runs", time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S"))
+    candidate, n = base, 1
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return str(candidate)
+        except FileExistsError:
+            n += 1
+            candidate = base.with_name(f"{base.name}_{n}")
+        except OSError as error:
+            raise UserError(f"{candidate} cannot be made: {error.strerror}") from error
+
+
+def as_values(overrides: Sequence[str]) -> dict[str, str]:
+    """key → value of overrides such as model.rounds=2."""
+    return dict(override.partition("=")[::2] for override in overrides)
+
+
+def quoted(text: str) -> str:
+    """A text as a value in Hydra's grammar."""
+    if re.fullmatch(r"[\w./:@-]+", text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
+    """The folder, inside its sweep's, of the job with these overrides.
+
+    It is the one that an earlier part of the sweep has begun with them, so that the same command,
+    or one with more values, goes on with what is there; else `num`, or the next number free.
+    """
+    wanted = as_values(overrides)
+    for path in Path(sweep_dir).glob("*/overrides.json"):
+        if read_json(path) == wanted:
+            return path.parent.name
+    while True:
+        try:
+            Path(sweep_dir, str(num)).mkdir(parents=True)
+            return str(num)
+        except FileExistsError:
+            num += 1
+
+
+def config_groups() -> str:
+    """What --help lists; not configs/wandb, whose files are for `wandb sweep`, nor Hydra's own."""
+    options: dict[str, list[str]] = {}
+    for path in sorted(CONFIG_DIR.glob("*/**/*.yaml")):
+        group = path.parent.relative_to(CONFIG_DIR)
+        if group.parts[0] not in ("wandb", "hydra"):
+            options.setdefault(group.as_posix(), []).append(path.stem)
+    return "\n".join(f"{group}: {', '.join(options[group])}" for group in sorted(options))
+
+
+def register() -> None:
+    """Tell Hydra the schema, how the folder of a run is named, and what --help lists."""
+    ConfigStore.instance().store("schema", node=Config)
+    # Cached, the folder of a sweep is that of the first process in those of a launcher, too.
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("job_dir", job_dir, replace=True)
+    OmegaConf.register_new_resolver("config_groups", config_groups, replace=True)
+
+
+register()  # on import, as a launcher's processes have nothing of ours but `train_job`
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The config that `python train.py OVERRIDES` would run with, not yet validated."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        return hydra.compose("config", overrides=list(overrides))
+
+
+def train_job(node: DictConfig) -> float:
+    """What Hydra calls: one run, alone or of a sweep. Returns what `run` does."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    overrides = list(hydra_config.overrides.task)
+    if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
+        if parallel.RANK:
+            return _follow(node, folder, overrides)
+        try:
+            with locked(folder):
+                return run_in(node, folder, overrides)
+        finally:
+            if (folder.parent / MULTIRUN).is_file():  # a run of a sweep goes on alone
+                _report(folder.parent)
+    if parallel.SIZE > 1:
+        raise UserError("torchrun is for one run; a sweep is started without it")
+    if "basic" not in hydra_config.launcher._target_:
+        _among_others(hydra_config.job.num)
+    try:
+        with locked(folder):
+            return run_in(node, folder, overrides, in_sweep=True)
+    except Exception as error:
+        reason = explain(error) or type(error).__name__
+    finally:
+        _report(folder.parent)
+    # A new error: Hydra keeps it to the end of the sweep, and the old one's frames hold the model.
+    raise UserError(f"{shown(folder)}: {reason}")
+
+
+def _among_others(num: int) -> None:
+    """Lines of runs that share a terminal begin with the run's number; there are no bars."""
+    os.environ["TQDM_DISABLE"] = "1"
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter(f"[{num}] %(message)s"))
+
+
+def _follow(node: DictConfig, folder: Path, overrides: Sequence[str]) -> float:
+    """The part in a run of a process that torchrun started beside the first."""
+    config = resume_config(node, folder, overrides) if node.resume else validate(node)
+    from mogrifier_lm.runs.run import run
+
+    return run(config, folder, overrides)
+
+
+def run_in(
+    node: DictConfig, folder: Path, overrides: Sequence[str], in_sweep: bool = False
+) -> float:
+    """Run a config in its folder, or what is left of it there; a failure leaves its reason."""
+    path = folder / "summary.json"
+    summary = read_json(path)
+    holds_run, begun = (folder / "checkpoints").exists(), False
+    try:
+        if in_sweep and node.resume:
+            raise UserError(
+                f"resume={node.resume} goes on with one run; a sweep goes on by its own command "
+                "with hydra.sweep.dir=DIR"
+            )
+        if holds_run and not (node.resume or in_sweep):
+            raise UserError(
+                f"{folder} holds a run already: resume={folder}, or take another folder"
+            )
+        if not (holds_run or node.resume):
+            write_json(folder / "overrides.json", as_values(overrides))
+        config = resume_config(node, folder, overrides) if node.resume else validate(node)
+        if in_sweep and (folder / "config.yaml").is_file():
+            if load_config(folder) != config:
+                raise UserError(
+                    f"{shown(folder)} holds a run of these overrides with another config.yaml: "
+                    "take another hydra.sweep.dir"
+                )
+            if summary.get("status") == "completed":
+                log.info("%s is completed: skipped", shown(folder))
+                return objective(summary)
+        for key in without_effect(config, overrides):
+            log.warning("%s has no effect beside the other settings", key)
+        # Written before torch is imported: from here on a run that is killed can be resumed.
+        save_config(config, folder)
+        path.unlink(missing_ok=True)  # of the part that failed
+        begun = True
+        from mogrifier_lm.runs.run import run
+
+        return run(config, folder, overrides)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        status = "interrupted" if interrupted else "failed"
+        reason = explain(error) or type(error).__name__
+        if isinstance(error, SystemExit):  # raised by submitit, when SLURM sends its signal
+            reason = "at its time limit or preempted; it goes on when the queue starts it again"
+        # A command that is refused leaves the run that is there alone.
+        if begun or not (holds_run or summary.get("status") == "completed"):
+            write_json(path, {"status": status, "error": reason, "seed": node.seed})
+        log.error("run %s: %s", status, reason)
+        with open(folder / "train.log", "a") as file:
+            traceback.print_exc(file=file)
+        raise
+
+
+def grid(sweep_dir: Path) -> list[dict[str, str]]:
+    """The overrides of every run that the command of a sweep asks for; [] if a search decides."""
+    sweep = OmegaConf.load(sweep_dir / MULTIRUN).hydra
+    params = [f"{key}={value}" for key, value in (sweep.sweeper.get("params") or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    try:
+        parsed = parser.parse_overrides([*params, *sweep.overrides.task])
+        return [as_values(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+    except HydraException:
+        return []
+
+
+def _report(sweep_dir: Path) -> None:
+    """Write the report of a sweep as far as it is, and say how far that is."""
+    try:
+        from mogrifier_lm.reports.folders import ended, progress, read_runs
+        from mogrifier_lm.reports.report import write_report
+
+        with locked(sweep_dir / "report", wait=True):
+            runs, jobs = read_runs([sweep_dir]), grid(sweep_dir)
+            write_report(runs, sweep_dir / "report")
+            began = (sweep_dir / MULTIRUN).stat().st_mtime
+            path = shown(sweep_dir) / "report" / "sweep.md"
+            log.info("%s: %s", path, progress(runs, jobs, began))
+            if ended(runs, jobs, began):
+                from mogrifier_lm.tracking.sweep_summary import track_sweep
+
+                track_sweep(runs, sweep_dir)
+    except Exception:  # the runs are worth more than their report
+        log.warning("the report of %s is not written", sweep_dir, exc_info=True)

@@ -1,0 +1,199 @@
+"""What the folders of runs say: read, grouped, and how far a sweep is.
+
+What is read: overrides.json (what tells a run from the others; where there is none, its folder's
+name does), summary.json (how it ended) and provenance.json (its data). A run without summary.json
+is unfinished: it is running, or was cut.
+"""
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import read_json
+
+# Overrides that summary.json tells of where a run was begun without them.
+TOLD = {"model.rounds": "rounds", "model.hidden_size": "hidden_size", "seed": "seed"}
+STUDY = "study.log"  # in the folder of a search
+MULTIRUN = "multirun.yaml"  # in that of a sweep: its command, written by Hydra before the first run
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run's folder says."""
+
+    dir: Path
+    overrides: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    ended: float = 0.0  # seconds since 1970
+
+    @property
+    def status(self) -> str:
+        return str(self.summary.get("status", "unfinished"))
+
+    def value(self, key: str) -> str:
+        """Of an override; "" where the folder does not say."""
+        return self.overrides.get(key, str(self.summary.get(TOLD.get(key, ""), "")))
+
+    def ppl(self, split: str, evaluator: str) -> float:
+        """Perplexity; nan where there is none."""
+        return float(self.summary.get(split, {}).get(evaluator, {}).get("ppl", math.nan))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} where there is none, a failure where it is damaged."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        return {"status": "failed", "error": str(error)}
+
+
+def is_run(folder: Path) -> bool:
+    names = ("overrides.json", "summary.json", "config.yaml")
+    return any((folder / name).is_file() for name in names)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs of folders, each of which is a sweep's or a run's.
+
+    Raises:
+        UserError: a folder that is neither.
+    """
+    runs: dict[Path, Run] = {}
+    for folder in folders:
+        inside = sorted(folder.glob("*/"), key=lambda path: _order([path.name]))
+        found = [path for path in ([folder] if is_run(folder) else inside) if is_run(path)]
+        if not found:
+            raise UserError(f"{folder} is the folder neither of a run nor of a sweep")
+        for path in found:
+            summary, own = path / "summary.json", path / "overrides.json"
+            runs[path.resolve()] = Run(
+                dir=path,
+                overrides=_json(own) if own.is_file() else {"run": path.name},
+                summary=_json(summary),
+                data=_json(path / "provenance.json").get("data", {}).get("name"),
+                ended=summary.stat().st_mtime if summary.is_file() else 0.0,
+            )
+    return list(runs.values())
+
+
+def study_of(runs: Sequence[Run]) -> Path | None:
+    """The study that the runs are trials of; None where they are not those of one search."""
+    folders = {run.dir.resolve().parent for run in runs}
+    path = min(folders) / STUDY
+    return path if len(folders) == 1 and path.is_file() else None
+
+
+def validations(run_dir: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl with a validation; the last of a run at work may not be whole."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if '"valid/ppl"' in line and line[-1] == "}"]
+
+
+def sweep_name(folder: Path) -> str:
+    """The folder's name; of one that is named by date and time, both."""
+    folder = folder.resolve()
+    by_time = re.fullmatch(r"\d\d-\d\d-\d\d(_\d+)?", folder.name)
+    return "_".join(folder.parts[-2:]) if by_time else folder.name
+
+
+def sweep_of(run_dir: Path) -> str | None:
+    """The name of the sweep that a run is of; None where it is of none."""
+    folder = run_dir.resolve().parent
+    return sweep_name(folder) if (folder / MULTIRUN).is_file() else None
+
+
+def completed(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.status == "completed"]
+
+
+def evaluators(runs: Sequence[Run]) -> list[str]:
+    """Those that scored a run, in order."""
+    scores = [score for run in completed(runs) for score in run.summary["valid"].items()]
+    return list(dict.fromkeys(name for name, score in scores if isinstance(score, Mapping)))
+
+
+def overridden(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(key for run in runs for key in run.overrides if key != "seed"))
+
+
+def swept(runs: Sequence[Run]) -> list[str]:
+    """The overrides, but for the seed, that differ between runs."""
+    return [key for key in overridden(runs) if len({run.value(key) for run in runs}) > 1]
+
+
+def number(text: str) -> float:
+    """Infinity for what is not one."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.inf
+
+
+def _order(key: Sequence[str]) -> list[tuple[float, str]]:
+    """To sort by: 10 after 9, words after numbers."""
+    return [(number(text), text) for text in key]
+
+
+def groups(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
+    """Values of the swept keys → the completed runs that have them and differ in the seed only."""
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in completed(runs):
+        found.setdefault(tuple(run.value(key) for key in swept(runs)), []).append(run)
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation of the numbers that are known; nan where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan, stdev(known) if len(known) > 1 else math.nan
+
+
+def span(values: Sequence[float]) -> str:
+    """One number, or the least and the largest."""
+    return "–".join(f"{value:,}" for value in sorted({min(values), max(values)}))
+
+
+def ended(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: float) -> bool:
+    """Whether every run of `grid` is completed, or has failed since the command began.
+
+    Args:
+        runs, grid, began: as for `progress`.
+    """
+    over = {
+        frozenset(run.overrides.items())
+        for run in runs
+        if run.status == "completed" or run.status == "failed" and run.ended >= began
+    }
+    return bool(grid) and all(frozenset(job.items()) in over for job in grid)
+
+
+def progress(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: float) -> str:
+    """How far a sweep is, in one line.
+
+    Args:
+        runs: of its folder.
+        grid: the overrides of every run that its command asks for; empty where that is not known.
+        began: when the command did, seconds since 1970; the time left is told by runs ended since.
+    """
+    status = {frozenset(run.overrides.items()): run.status for run in runs}
+    asked = [status.get(frozenset(job.items())) for job in grid] or [run.status for run in runs]
+    done, failed = asked.count("completed"), asked.count("failed")
+    left = len(asked) - done - failed
+    text = f"{done} of {len(asked)} runs done, {failed} failed, {left} left"
+    fresh = sum(run.ended > began for run in completed(runs))
+    if fresh and left:
+        text += f", {about((time.time() - began) / fresh * left)}"
+    return text
+
+
+def about(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"

@@ -1,0 +1,78 @@
+"""Plots: what they share, and the curves of one run."""
+
+import json
+import logging
+from pathlib import Path
+from typing import IO, Any
+
+
+def pyplot() -> Any:
+    """matplotlib for files alone; imported late, for it takes a second."""
+    import matplotlib
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: small, and can be searched
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def look(i: int, n: int) -> dict[str, Any]:
+    """Of line i of n."""
+    shade = 0.85 * i / max(1, n - 1)
+    return {"color": pyplot().get_cmap("viridis")(shade), "marker": "osD^vPX*"[i % 8]}
+
+
+def save(figure: Any, file: Path | IO[str]) -> None:
+    """Write a figure as png, to a stream as svg, and close it."""
+    figure.savefig(file, dpi=150, format="png" if isinstance(file, Path) else "svg")
+    pyplot().close(figure)
+
+
+def plot_curves(run_dir: Path) -> Path:
+    """Draw training and validation perplexity and the learning rate over tokens.
+
+    Returns:
+        run_dir/curves.png.
+    """
+    plt = pyplot()
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    def series(key: str) -> tuple[list[float], list[float]]:
+        rows = [(line["tokens"] / 1e6, line[key]) for line in lines if key in line]
+        return [x for x, _ in rows], [y for _, y in rows]
+
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 1], layout="constrained"
+    )
+    top.plot(*series("train/ppl"), color="0.6", linewidth=1, label="training, with dropout")
+    valid = series("valid/ppl")
+    top.plot(*valid, color="C0", marker="o", markersize=3, label="validation")
+    if valid[1]:
+        best = min(range(len(valid[1])), key=valid[1].__getitem__)
+        top.annotate(
+            f"{valid[1][best]:.2f}",
+            (valid[0][best], valid[1][best]),
+            textcoords="offset points",
+            xytext=(0, 10),
+            ha="center",
+            color="C0",
+        )
+    top.set_yscale("log")
+    ticks = plt.LogLocator(subs=(1.0, 2.0, 5.0))
+    top.yaxis.set_major_locator(ticks)
+    top.yaxis.set_major_formatter(plt.ScalarFormatter())
+    top.yaxis.set_minor_formatter(plt.NullFormatter())
+    top.set_ylabel("perplexity")
+    top.grid(alpha=0.3)
+    top.legend(frameon=False)
+    bottom.plot(*series("train/lr"), color="0.3", linewidth=1)
+    bottom.set_yscale("log")
+    bottom.set_ylabel("learning rate")
+    bottom.set_xlabel("training tokens, millions")
+    bottom.grid(alpha=0.3)
+    path = run_dir / "curves.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

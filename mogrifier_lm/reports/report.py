@@ -1,0 +1,63 @@
+"""The report of a sweep: sweep.csv, sweep.md and sweep.png, from the files that its runs left.
+
+Of a search, whose folder holds its study, the runs are trials: see reports/trials.py.
+"""
+
+import csv
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mogrifier_lm.reports.folders import Run, evaluators, study_of
+from mogrifier_lm.reports.sweep import failure_table, group_table, headline, run_table
+from mogrifier_lm.reports.sweep_plots import plot_sweep
+from mogrifier_lm.reports.trials import (
+    importance_table,
+    plot_importances,
+    plot_trials,
+    trial_table,
+    why_no_importances,
+)
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return "No run has completed.\n"
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """sweep.md."""
+    search = study_of(runs) is not None
+    table = trial_table(runs) if search else group_table(runs)
+    text = f"# {'Search' if search else 'Sweep'}\n\n{headline(runs)}\n\n{_markdown(table)}"
+    text += "\n![](sweep.png)\n" if evaluators(runs) else ""
+    if search:
+        reason = why_no_importances(runs)
+        shares = f"{_markdown(importance_table(runs))}\n![](importance.png)\n"
+        text += f"\n## Importance\n\n{reason or shares}\n"
+    failures = failure_table(runs)
+    return text + (f"\n## Not completed\n\n{_markdown(failures)}" if failures else "")
+
+
+def write_report(runs: Sequence[Run], folder: Path) -> None:
+    """Write sweep.csv, sweep.md and, once a run is scored, sweep.png: each whole or not at all.
+
+    Of a search importance.png too, once enough trials are completed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        table = run_table(runs)
+        with open(Path(scratch, "sweep.csv"), "w", newline="") as file:
+            writer = csv.DictWriter(file, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+        Path(scratch, "sweep.md").write_text(markdown(runs))
+        search = study_of(runs) is not None
+        (plot_trials if search else plot_sweep)(runs, Path(scratch, "sweep.png"))
+        if search and not plot_importances(runs, Path(scratch, "importance.png")):
+            (folder / "importance.png").unlink(missing_ok=True)
+        for path in Path(scratch).iterdir():
+            path.replace(folder / path.name)

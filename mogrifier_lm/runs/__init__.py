@@ -1,0 +1,1 @@
+"""A run and its folder: built from a config, trained, scored, described."""

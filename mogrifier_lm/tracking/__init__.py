@@ -1,0 +1,1 @@
+"""All of Weights & Biases: runs, the summary of a sweep, dashboards."""

@@ -1,0 +1,64 @@
+"""Checkpoints: tensors and plain values in one safetensors file, written whole or not at all.
+
+Nothing is pickled, so a file from a stranger cannot run code.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mogrifier_lm.errors import UserError
+
+if TYPE_CHECKING:
+    from mogrifier_lm.model import LanguageModel
+
+BEST = Path("checkpoints", "best", "model.safetensors")
+LAST = Path("checkpoints", "last", "state.safetensors")
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write under a temporary name, then rename: a kill at any moment leaves the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_suffix(".tmp")
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(contiguous, tmp, metadata={"values": json.dumps(values)})
+    os.replace(tmp, path)
+
+
+def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and values of a file that `save` wrote.
+
+    Raises:
+        UserError: no such file, or one that is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["values"])
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint {path}") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint {path} is damaged: {error}") from error
+
+
+def load_weights(model: "LanguageModel", run_dir: Path) -> None:
+    """Put a run's best weights by validation perplexity into a model of the same shapes.
+
+    Raises:
+        UserError: no such file, one of another model, or one that holds no numbers.
+    """
+    path = run_dir / BEST
+    tensors, _ = load(path, str(model.output_bias.device))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{path} does not fit this model: {reason}") from error
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{path} is damaged: {bad[0]} holds NaN or infinite weights")

@@ -1,0 +1,456 @@
+"""The training loop: truncated backpropagation with carried state, exactly resumable.
+
+Everything that the next step depends on is written by `Trainer.save`: a run that is killed at any
+moment and resumed goes on from the last checkpoint to the same weights, bit for bit on one device
+and thread count.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from mogrifier_lm.data import IGNORE, Streams
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.evaluators import Score
+from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.options import RegularizationConfig, TrainerConfig
+from mogrifier_lm.regularization import activation_penalty, draw_masks, drop, masked, of_streams
+from mogrifier_lm.terminal import progress_bar
+from mogrifier_lm.training import checkpoint
+from mogrifier_lm.training.averaging import Averaging, swapped
+from mogrifier_lm.training.graphs import Graphed
+from mogrifier_lm.training.parallel import Processes
+
+log = logging.getLogger(__name__)
+
+Track = Callable[[Mapping[str, float]], None]
+
+DIVERGED = 2.0  # times the best validation perplexity
+
+
+@dataclass
+class Progress:
+    """Where training stands; plain values, saved with each checkpoint."""
+
+    epoch: int = 0  # passes begun before this one
+    position: int = 0  # time steps of this pass that are done
+    step: int = 0  # windows done in all
+    tokens: int = 0  # targets trained on in all
+    seconds: float = 0.0  # spent, validation included, over all parts of a resumed run
+    pause_seconds: float = 0.0  # the part spent on validations and checkpoints
+    best_ppl: float = math.inf
+    best_step: int = 0
+    since_best: int = 0  # validations
+    since_drop: int = 0  # validations without improvement since the last drop of the rate
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    run_id: str | None = None  # the tracker's
+    finished: str | None = None  # why training ended
+
+
+def total_steps(train: Streams, config: TrainerConfig) -> int | None:
+    """Steps until max_steps or max_epochs, about; None when only time ends."""
+    by_epochs = config.max_epochs and config.max_epochs * math.ceil(train.num_steps / config.bptt)
+    return min(filter(None, (config.max_steps, by_epochs)), default=None)
+
+
+class Trainer:
+    """Trains `model` and keeps the best weights by validation perplexity.
+
+    Args:
+        model: already on its device.
+        train: streams of the training text, of which each process takes its share.
+        optimizer: over the model's parameters.
+        averaging: of the model's parameters.
+        regularization: see `RegularizationConfig`.
+        config: see `TrainerConfig`.
+        validate: scores the validation text with the current weights.
+        run_dir: where metrics.jsonl and checkpoints/ are written.
+        seed: of the dropout masks and of variable window lengths.
+        processes: that train together; default this one alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: LanguageModel,
+        train: Streams,
+        optimizer: torch.optim.Optimizer,
+        averaging: Averaging,
+        regularization: RegularizationConfig,
+        config: TrainerConfig,
+        validate: Callable[[], Score],
+        run_dir: Path,
+        seed: int,
+        processes: Processes | None = None,
+    ) -> None:
+        self.model, self.train, self.optimizer, self.averaging = model, train, optimizer, averaging
+        self.regularization = regularization
+        self.config, self.validate, self.run_dir = config, validate, run_dir
+        self.device = model.output_bias.device
+        self.generator = torch.Generator(self.device).manual_seed(seed)  # of masks
+        self.lengths = torch.Generator().manual_seed(seed)  # of windows
+        self.progress = Progress()
+        self.processes = processes or Processes()
+        # The dropout samples of one stream stand side by side, each with a state of its own.
+        self.columns = self.processes.columns(train.batch_size * regularization.samples)
+        self.states = model.zero_states(self.columns.stop - self.columns.start)
+        # Sums since the last line of metrics: nats, squared gradient norms, tokens, steps.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.peak_lr = self.lr  # before decay
+        alone = self.processes.size == 1  # graphs of sums over devices have not been tried
+        self._update = Graphed(self._update_eagerly, self.device) if alone else self._update_eagerly
+
+    # -- saving and resuming -------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write checkpoints/last: weights, optimizer, averages, state, generators, progress."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        optimizer = self.optimizer.state_dict()
+        for index, slots in optimizer["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items() if v is not None}
+        for i, (h, c) in enumerate(self.states):
+            gather = self.processes.gather
+            tensors |= {f"state.{i}.h": gather(h), f"state.{i}.c": gather(c)}
+        averages, averaging = self.averaging.state_dict()
+        tensors |= {f"averaging.{k}": v for k, v in averages.items()}
+        tensors |= {"generator": self.generator.get_state(), "lengths": self.lengths.get_state()}
+        tensors |= {"sums": self.sums}
+        values = {"progress": asdict(self.progress), "peak_lr": self.peak_lr}
+        values |= {"averaging": averaging}
+        self._save(checkpoint.LAST, tensors, values)
+
+    def _save(self, name: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """In the first process, on which the others wait."""
+        self.processes.first(lambda: checkpoint.save(self.run_dir / name, tensors, values))
+
+    def load(self) -> None:
+        """Go back to checkpoints/last; metrics.jsonl is cut to what it held then."""
+        tensors, values = checkpoint.load(self.run_dir / checkpoint.LAST)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        try:
+            self.model.load_state_dict(part("model."))
+            optimizer = self.optimizer.state_dict()
+            for key, value in part("optimizer.").items():
+                index, slot = key.split(".")
+                optimizer["state"].setdefault(int(index), {})[slot] = value
+            self.optimizer.load_state_dict(optimizer)
+            self.peak_lr = values["peak_lr"]
+            for i, (h, c) in enumerate(self.states):
+                h.copy_(tensors[f"state.{i}.h"][self.columns])
+                c.copy_(tensors[f"state.{i}.c"][self.columns])
+            self.averaging.load_state_dict(part("averaging."), values["averaging"])
+            self.generator.set_state(tensors["generator"])
+            self.lengths.set_state(tensors["lengths"])
+            self.sums.copy_(tensors["sums"])
+            # Asked anew, since a resumed run may have been given further limits.
+            self.progress = Progress(**{**values["progress"], "finished": None})
+            self.progress.finished = self._finished()
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.run_dir / checkpoint.LAST} does not fit this run: {error}"
+            ) from error
+        metrics = self.run_dir / "metrics.jsonl"
+        if metrics.is_file() and self.processes.is_first:
+            with open(metrics, "r+b") as file:
+                file.truncate(self.progress.metrics_bytes)
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # on a GPU, where a captured graph reads it
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def fit(self, track: Track = lambda line: None) -> None:
+        """Train until a limit is reached, then load the best weights into the model.
+
+        Args:
+            track: called with each line of metrics.jsonl.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        p, config = self.progress, self.config
+        clock = self.processes.clock
+        began, before = clock(), p.seconds
+        last_save, mark, mark_tokens = began, began, p.tokens
+        total = total_steps(self.train, self.config)
+        bar = progress_bar(total=total, initial=p.step, unit="step")
+        if p.step == 0:
+            self.save()  # one that is cut before its first validation keeps its tracker's run, too
+        with bar, logging_redirect_tqdm():
+            while not p.finished:
+                passes = p.epoch
+                self._step()
+                now = clock()
+                p.seconds = before + now - began
+                p.finished = self._finished()
+                bar.update()
+                validate = self._validation_due(p.epoch > passes)
+                if p.step % config.log_every == 0 or validate:
+                    rate = (p.tokens - mark_tokens) / (now - mark)
+                    ppl = self._log_training(rate, track)
+                    bar.set_postfix_str(f"{rate:,.0f} tokens/s, ppl {ppl:.1f}")
+                    mark, mark_tokens = now, p.tokens
+                if validate:
+                    self._validate(track)
+                if validate or now - last_save > 60 * config.checkpoint_minutes:
+                    pause = clock() - now
+                    p.seconds, p.pause_seconds = p.seconds + pause, p.pause_seconds + pause
+                    self.save()
+                    last_save = clock()
+                    p.pause_seconds += last_save - now - pause
+                    mark += last_save - now  # the rate is that of training alone
+        if p.best_ppl == math.inf and not p.since_best:  # resumed with a limit passed before
+            self._validate(track)
+            self.save()
+        log.info("training ended: %s", p.finished)
+        if p.best_ppl == math.inf:
+            raise UserError(
+                "validation perplexity was never finite: lower optimizer.lr or trainer.clip"
+            )
+        checkpoint.load_weights(self.model, self.run_dir)
+
+    @property
+    def share_done(self) -> float:
+        """Of the training that max_steps or max_epochs sets, in [0, 1]."""
+        p, config = self.progress, self.config
+        epochs = p.epoch + p.position / self.train.num_steps
+        return max(
+            p.step / config.max_steps if config.max_steps else 0.0,
+            epochs / config.max_epochs if config.max_epochs else 0.0,
+        )
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "bf16":
+            # A cache of cast weights would outlive the update inside a captured graph.
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return nullcontext()
+
+    def _draw_length(self) -> int:
+        """Time steps of the next window (variable lengths: AWD-LSTM's main.py)."""
+        config = self.config
+        if not config.variable_bptt:
+            return config.bptt
+        full = torch.rand((), generator=self.lengths) < 0.95
+        noise = 5 * torch.randn((), generator=self.lengths)
+        return max(5, int((config.bptt if full else config.bptt / 2) + noise))
+
+    def _step(self) -> None:
+        """One window; nothing here waits for the device."""
+        p, config, train = self.progress, self.config, self.train
+        length = self._draw_length()
+        start = p.position + (p.epoch * train.num_steps if train.endless else 0)
+        inputs_TB, targets_TB = train.window(start, length)
+        num_tokens = int((targets_TB != IGNORE).sum())
+        inputs_TB = inputs_TB.repeat_interleave(self.regularization.samples, dim=1)
+        num_steps, batch_size = inputs_TB.shape
+        inputs_TB = inputs_TB[:, self.columns]
+        targets_TB = targets_TB[:, self.processes.columns(train.batch_size)]
+        lr = self.peak_lr * length / config.bptt
+        self.lr = lr * (1 - self.share_done) if config.lr_decay == "linear" else lr
+        shapes, size = self.model.mask_shapes, (num_steps, batch_size)
+        masks = draw_masks(self.regularization, shapes, size, self.generator)
+        keep_B1 = None
+        if rate := self.regularization.reset_state:
+            keep_B1 = torch.empty(batch_size, 1, device=self.device)
+            keep_B1.bernoulli_(1 - rate, generator=self.generator)
+            keep_B1 = keep_B1[self.columns]
+        self._update(
+            inputs_TB.to(self.device, non_blocking=True),
+            targets_TB.to(self.device, non_blocking=True),
+            torch.tensor(float(num_tokens), device=self.device),
+            keep_B1,
+            *of_streams(masks, self.columns).values(),
+        )
+        self.averaging.update()
+        p.step += 1
+        p.tokens += num_tokens
+        p.position += num_steps
+        if p.position >= train.num_steps:
+            p.epoch += 1
+            p.position = p.position - train.num_steps if train.endless else 0
+            if not train.endless:
+                self._zero_states()
+
+    def _zero_states(self) -> None:
+        for state in self.states:
+            for tensor in state:
+                tensor.zero_()
+
+    def _update_eagerly(
+        self,
+        inputs_TB: Tensor,
+        targets_TB: Tensor,
+        num_tokens: Tensor,
+        keep_B1: Tensor | None,
+        *masks_drawn: Tensor,
+    ) -> None:
+        """Loss, gradient, clipping and update of one window; states and sums in their place."""
+        model, r = self.model, self.regularization
+        masks = dict(zip(masked(r, model.mask_shapes), masks_drawn, strict=True))
+        states = [(drop(h, keep_B1), drop(c, keep_B1)) for h, c in self.states]
+        with self._precision():
+            output_TBH, states = model.outputs(inputs_TB, states, masks)
+            dropped_TBH = drop(output_TBH, masks.get("output"))
+            features = model.features(dropped_TBH)
+            nats = model.output_loss(features, targets_TB.flatten(), r.samples)
+        # What follows adds up over the processes to the loss of all streams.
+        per = self.train.batch_size if self.config.loss_per == "window" else num_tokens
+        loss = nats / per
+        if r.ar or r.tar:
+            penalty = activation_penalty(output_TBH, dropped_TBH, r.ar, r.tar)
+            loss = loss + penalty / self.processes.size
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = list(model.parameters())
+        nats = nats.detach()
+        self.processes.add_up([nats, *(p.grad for p in parameters if p.grad is not None)])
+        if r.l2:
+            grads = [p.grad for p in parameters]
+            torch._foreach_add_(grads, [p.detach() for p in parameters], alpha=r.l2)  # type: ignore[arg-type]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+        self.optimizer.step()
+        with torch.no_grad():
+            for old, new in zip(self.states, states, strict=True):
+                old[0].copy_(new[0])
+                old[1].copy_(new[1])
+            self.sums += torch.stack([nats, norm**2, num_tokens, torch.ones_like(nats)])
+
+    def _finished(self) -> str | None:
+        """Why training ends here, or None."""
+        p, config = self.progress, self.config
+        if config.max_steps is not None and p.step >= config.max_steps:
+            return f"{p.step} steps"
+        if config.max_epochs is not None and p.epoch >= config.max_epochs:
+            return f"{p.epoch} epochs"
+        if config.max_minutes is not None and p.seconds >= 60 * config.max_minutes:
+            return f"{p.seconds / 60:.1f} minutes"
+        if config.early_stop is not None and p.since_best >= config.early_stop:
+            return f"no improvement in {p.since_best} validations"
+        return None
+
+    def _validation_due(self, passed: bool) -> bool:
+        """Whether to validate after this step; `passed`: it has ended a pass."""
+        every = self.config.valid_every
+        at_rhythm = self.progress.step % every == 0 if every else passed
+        return at_rhythm or self.progress.finished is not None
+
+    def _write(self, metrics: dict[str, float], track: Track) -> None:
+        p = self.progress
+        line = {
+            "step": p.step,
+            "epoch": p.epoch + p.position / self.train.num_steps,
+            "tokens": p.tokens,
+            "seconds": round(p.seconds, 3),
+            **metrics,
+        }
+        if self.processes.is_first:
+            with open(self.run_dir / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+                p.metrics_bytes = file.tell()
+        track(line)
+
+    def _log_training(self, rate: float, track: Track) -> float:
+        """Write the means since the last line; returns the perplexity."""
+        nats, square_norms, tokens, steps = self.sums.tolist()
+        self.sums.zero_()
+        mean = nats / tokens
+        if not math.isfinite(mean + square_norms):
+            self._go_back(f"the loss is {mean} and the squared gradient norm {square_norms}")
+            return math.inf
+        ppl = math.exp(min(mean, 700))
+        self._write(
+            {
+                "train/nats": mean,
+                "train/ppl": ppl,
+                "train/grad_norm": math.sqrt(square_norms / steps),
+                "train/lr": self.lr,
+                "train/tokens_per_second": round(rate, 1),
+            },
+            track,
+        )
+        return ppl
+
+    def _go_back(self, reason: str) -> None:
+        """After divergence: the best weights again, a smaller rate, all else anew.
+
+        Raises:
+            UserError: where the config does not want it, or nothing has been validated yet.
+        """
+        p, factor = self.progress, self.config.lr_on_divergence
+        if factor is None or not math.isfinite(p.best_ppl):
+            raise UserError(f"{reason} after step {p.step}: lower optimizer.lr or trainer.clip")
+        checkpoint.load_weights(self.model, self.run_dir)
+        self._zero_states()
+        for slots in self.optimizer.state.values():
+            for value in slots.values():
+                value.zero_()
+        self.averaging.reset()
+        self.peak_lr *= factor
+        log.warning("%s: back to the weights of step %d", reason, p.best_step)
+
+    def _validate(self, track: Track) -> None:
+        """Score the validation text; keep the weights if best; drop the rate or stop if not.
+
+        What is scored is the raw weights and each average that has begun; the rule of averaging
+        says whose score counts.
+        """
+        p, config = self.progress, self.config
+        candidates, scores = self.averaging.candidates(), {}
+        for name, weights in candidates.items():
+            with swapped(self.averaging, weights), self._precision():
+                scores[name] = self.processes.first(self.validate)
+        chosen = self.averaging.validated({k: s.ppl for k, s in scores.items()}, p.step)
+        score = scores[chosen]
+        improved = score.ppl < p.best_ppl
+        if improved:
+            p.best_ppl, p.best_step, p.since_best, p.since_drop = score.ppl, p.step, 0, 0
+            with swapped(self.averaging, candidates[chosen]):
+                self._save(
+                    checkpoint.BEST,
+                    self.model.state_dict(),
+                    {"step": p.step, "valid_ppl": score.ppl, "weights": chosen},
+                )
+        else:
+            p.since_best += 1
+            p.since_drop += 1
+        log.info(
+            "epoch %.2f  step %d  %.0f s  lr %.3g  validation ppl %.2f%s%s",
+            p.epoch + p.position / self.train.num_steps,
+            p.step,
+            p.seconds,
+            self.lr,
+            score.ppl,
+            "" if chosen == "raw" else f" ({chosen}; raw {scores['raw'].ppl:.2f})",
+            "" if improved else f" (best {p.best_ppl:.2f})",
+        )
+        others = {f"valid/{k}/ppl": s.ppl for k, s in scores.items() if len(scores) > 1}
+        self._write(
+            {"valid/nats": score.nats / score.words, "valid/ppl": score.ppl, **others}, track
+        )
+        if config.lr_on_divergence is not None and score.ppl > DIVERGED * p.best_ppl:
+            self._go_back(f"validation perplexity is {score.ppl:.2f}, the best {p.best_ppl:.2f}")
+        elif p.since_drop > config.lr_patience and config.lr_drop != 1:
+            p.since_drop = 0
+            self.peak_lr *= config.lr_drop
+        p.finished = p.finished or self._finished()

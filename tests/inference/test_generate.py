@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+import torch
+
+from mogrifier_lm.inference.generate import sample
+from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.options import ModelConfig
+from mogrifier_lm.runs.build import build_model
+
+V, EOS = 9, 2
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(hidden_size=12, rounds=3, tie_embeddings=False), V)
+    with torch.no_grad():
+        model.output_weight.mul_(8)  # far from uniform
+    return model
+
+
+def test_a_cold_sample_is_the_likeliest_token_given_all_before_it(model: LanguageModel) -> None:
+    prompt = [4, 0, 7]
+    drawn = sample(model, prompt, 12, EOS, temperature=1e-6)
+    for i, token in enumerate(drawn):
+        seen = torch.tensor([EOS, *prompt, *drawn[:i]])[:, None]
+        hidden, _ = model.encode(seen, model.zero_states(1))
+        assert token == int((model.output_weight @ hidden[-1] + model.output_bias).argmax())
+    assert len(set(drawn)) > 1
+
+
+def test_the_temperature_divides_the_logits() -> None:
+    model = build_model(ModelConfig(hidden_size=4, rounds=0), 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.output_bias.copy_(torch.tensor([0.6, 0.3, 0.1]).log())
+    drawn = sample(model, [], 600, 0, temperature=0.5, seed=3)
+    expected = np.array([0.36, 0.09, 0.01]) / 0.46
+    assert np.bincount(drawn, minlength=3) / 600 == pytest.approx(expected, abs=0.05)
+
+
+def test_the_seed_fixes_the_sample(model: LanguageModel) -> None:
+    first, again, other = (sample(model, [1], 30, EOS, 2.0, seed) for seed in (1, 1, 2))
+    assert first == again != other

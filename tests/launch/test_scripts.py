@@ -1,0 +1,134 @@
+"""score.py and generate.py on run folders of both tokenizers."""
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mogrifier_lm.config import save_config, validate
+from mogrifier_lm.data import WordTokenizer
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.launch.cli import _call
+from mogrifier_lm.runs.build import saved_tokenizer
+from mogrifier_lm.runs.run import run
+from tests.conftest import ROOT, compose_config
+
+Main = Callable[..., None]
+score: Main = runpy.run_path(str(ROOT / "scripts/score.py"))["main"]
+generate: Main = runpy.run_path(str(ROOT / "scripts/generate.py"))["main"]
+SUBWORDS = ["tokenizer=sentencepiece", "tokenizer.vocab_size=300"]
+
+
+@pytest.fixture(params=[[], SUBWORDS], ids=["word", "sentencepiece"])
+def trained(request: pytest.FixtureRequest, small: list[str], tmp_path: Path) -> Path:
+    config = validate(compose_config([*small, *request.param]))
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    save_config(config, run_dir)
+    run(config, run_dir, [])
+    return run_dir
+
+
+def test_prepared_text_is_counted(
+    text_dir: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare: Main = runpy.run_path(str(ROOT / "scripts/prepare_data.py"))["main"]
+    where = ["data=text", f"data.dir={text_dir}", f"data.cache_dir={cache_dir}"]
+    for tokenizer in ([], SUBWORDS):
+        prepare(*where, *tokenizer)
+        table = capsys.readouterr().out.splitlines()
+        kind = "300 types of sentencepiece" if tokenizer else r"\d+ types of word"
+        assert re.fullmatch(f"text: {kind} tokens", table[0])
+        for name, line in zip(("train", "valid", "test"), table[2:], strict=True):
+            text = (text_dir / f"{name}.txt").read_text()
+            words = len(text.split()) + text.count("\n")
+            found = line.replace(",", "").split()
+            assert found[:2] == [name, str(words)]
+            assert (int(found[2]) > words) is bool(tokenizer)
+    with pytest.raises(UserError, match="only the keys of data and tokenizer"):
+        prepare(*where, "model.rounds=1")
+
+
+def rows(text: str) -> list[tuple[str, float]]:
+    return [(line.split("\t")[0], float(line.split("\t")[1])) for line in text.splitlines()]
+
+
+def test_the_words_add_up_to_the_score(
+    trained: Path, text_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = trained / "words.tsv"
+    capsys.readouterr()
+    score(run=str(trained), split="test", save=str(saved))
+    static = json.loads((trained / "summary.json").read_text())["test"]["static"]
+    found = re.search(r"perplexity ([\d.]+)\n", capsys.readouterr().out)
+    assert found and float(found[1]) == pytest.approx(static["ppl"], rel=1e-5, abs=0.006)
+    for name in ("words_test.md", "words_test.png"):
+        assert (trained / name).stat().st_size > 500
+    table = rows(saved.read_text().partition("\n")[2])
+    lines = (text_dir / "test.txt").read_text().splitlines()
+    tokenizer = saved_tokenizer(trained)
+    known = tokenizer.decode_words(tokenizer.encode(lines))
+    assert [word for word, _ in table] == known
+    assert sum(nats for _, nats in table) == pytest.approx(static["nats"], rel=1e-5)
+
+    score(run=str(trained), text=str(text_dir / "test.txt"))
+    out, words = capsys.readouterr().out, [w for line in lines for w in [*line.split(), "<eos>"]]
+    assert [word for word, _ in rows(out)] == words
+    assert [nats for _, nats in rows(out)] == pytest.approx([n for _, n in table], abs=1e-4)
+    unknown = sum(word != seen for word, seen in zip(words, known, strict=True))
+    assert out.count("\tas <unk>\n") == unknown
+    assert (unknown > 0) == isinstance(tokenizer, WordTokenizer)
+
+
+def test_a_run_folder_by_itself_scores_text_and_writes_text(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = shutil.copytree(trained, tmp_path / "alone")
+    (alone / "config.yaml").write_text(
+        (trained / "config.yaml").read_text().replace("  dir: /", "  dir: /nowhere/")
+    )
+    generate(run=str(alone), tokens=25, seed=4)
+    drawn = capsys.readouterr().out
+    generate(run=str(alone), tokens=25, seed=4)
+    assert capsys.readouterr().out == drawn and len(drawn.strip()) > 4
+    with pytest.raises(UserError, match="data.dir: no folder /nowhere/"):
+        score(run=str(alone), split="test")
+
+
+def test_the_text_of_another_corpus_is_refused(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_text(" ".join(f"w{i}" for i in range(999)) + "\n")
+    config = (trained / "config.yaml").read_text()
+    (dir_line,) = [line for line in config.splitlines() if line.startswith("  dir: ")]
+    (trained / "config.yaml").write_text(config.replace(dir_line, f"  dir: {folder}"))
+    with pytest.raises(UserError, match="text is not the one of the run"):
+        score(run=str(trained), split="test")
+
+
+def test_arguments_are_checked() -> None:
+    for arguments, message in {
+        ("run=x", "splt=test"): "unknown key splt; did you mean split?",
+        ("run=x", "min_count=many"): "min_count=many: the value must be of type int",
+        ("run=x", "--split"): "--split is not KEY=VALUE",
+        ("split=test",): "give run=",
+        ("run=x",): "give split=NAME",
+        ("run=x", "split=test", "text=-"): "give split=NAME",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            _call(score, arguments)
+        assert str(caught.value).startswith(message)
+
+
+def test_an_error_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/generate.py"), f"run={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: no config.yaml in {tmp_path}, so it is not a run's folder\n"
