@@ -7,9 +7,9 @@ scores a model; the wings (launch, reports, tracking, search) look at it and it 
 kernel that is not the definition (reference.py) is counted beside the core.
 """
 
+import argparse
 import ast
 import io
-import sys
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -194,7 +194,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv):
-        print(__doc__)
-    else:
-        main()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    main()

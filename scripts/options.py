@@ -5,6 +5,7 @@
 A test fails where the page is not what this writes.
 """
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -73,5 +74,8 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page())

@@ -26,8 +26,8 @@ def main(arguments: list[str]) -> None:
     runs = read_runs(folders)
     if len(runs) == 1 and is_run(folders[0]):
         (run,) = runs
-        if (run.dir / "metrics.jsonl").is_file():
-            print(plot_curves(run.dir))
+        if (run.dir / "metrics.jsonl").is_file() and (curves := plot_curves(run.dir)):
+            print(curves)
         print(
             final_table(run.summary, run.dir)
             if run.status == "completed"

@@ -5,6 +5,18 @@ import logging
 from pathlib import Path
 from typing import IO, Any
 
+log = logging.getLogger(__name__)
+
+
+def can_plot(name: str) -> bool:
+    """Whether matplotlib is installed; if not, one line says that the file `name` is left out."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        log.warning("matplotlib is not installed: %s is left out", name)
+        return False
+    return True
+
 
 def pyplot() -> Any:
     """matplotlib for files alone; imported late, for it takes a second."""
@@ -30,12 +42,15 @@ def save(figure: Any, file: Path | IO[str]) -> None:
     pyplot().close(figure)
 
 
-def plot_curves(run_dir: Path) -> Path:
+def plot_curves(run_dir: Path) -> Path | None:
     """Draw training and validation perplexity and the learning rate over tokens.
 
     Returns:
-        run_dir/curves.png.
+        run_dir/curves.png; None where matplotlib is not installed.
     """
+    path = run_dir / "curves.png"
+    if not can_plot(path.name):
+        return None
     plt = pyplot()
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -72,7 +87,6 @@ def plot_curves(run_dir: Path) -> Path:
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("training tokens, millions")
     bottom.grid(alpha=0.3)
-    path = run_dir / "curves.png"
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mogrifier_lm.reports.folders import Run, evaluators, study_of
+from mogrifier_lm.reports.plots import can_plot
 from mogrifier_lm.reports.sweep import failure_table, group_table, headline, run_table
 from mogrifier_lm.reports.sweep_plots import plot_sweep
 from mogrifier_lm.reports.trials import (
@@ -45,7 +46,7 @@ def markdown(runs: Sequence[Run]) -> str:
 def write_report(runs: Sequence[Run], folder: Path) -> None:
     """Write sweep.csv, sweep.md and, once a run is scored, sweep.png: each whole or not at all.
 
-    Of a search importance.png too, once enough trials are completed.
+    Of a search importance.png too, once enough trials are completed. Without matplotlib no plots.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -56,8 +57,9 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
             writer.writerows(table)
         Path(scratch, "sweep.md").write_text(markdown(runs))
         search = study_of(runs) is not None
-        (plot_trials if search else plot_sweep)(runs, Path(scratch, "sweep.png"))
-        if search and not plot_importances(runs, Path(scratch, "importance.png")):
-            (folder / "importance.png").unlink(missing_ok=True)
+        if can_plot("sweep.png"):
+            (plot_trials if search else plot_sweep)(runs, Path(scratch, "sweep.png"))
+            if search and not plot_importances(runs, Path(scratch, "importance.png")):
+                (folder / "importance.png").unlink(missing_ok=True)
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)

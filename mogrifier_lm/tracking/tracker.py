@@ -65,8 +65,8 @@ class Tracker:
             self._log({**metrics, "row": self._rows})
 
     def log_image(self, key: str, path: Path) -> None:
-        """Show an image file (png, jpg)."""
-        if self._run is not None:
+        """Show an image file (png, jpg), if there is one."""
+        if self._run is not None and path.is_file():
             import wandb
 
             self._log({key: wandb.Image(str(path))})
