@@ -29,21 +29,47 @@ PUBLISHED = {
     "wt2_mogrifier_35m": (35e6, 33_279, 1366),
     "ptb_mogrifier_rlstm_24m": (24e6, 10_001, None),
     "wt2_mogrifier_rlstm_35m": (35e6, 33_279, None),
-    "ptb_ablation/rounds_0": (24e6, 10_001, 951),
-    "ptb_ablation/rounds_1": (24e6, 10_001, 943),
-    "ptb_ablation/rounds_2": (24e6, 10_001, 935),
-    "ptb_ablation/rounds_3": (24e6, 10_001, 927),
-    "ptb_ablation/rounds_4": (24e6, 10_001, 919),
-    "ptb_ablation/rounds_5": (24e6, 10_001, 912),
-    "ptb_ablation/rounds_6": (24e6, 10_001, 904),
-    "ptb_ablation/full_rank": (24e6, 10_001, 787),
-    "ptb_ablation/no_zigzag": (24e6, 10_001, 912),
-    "ptb_ablation/mlstm": (24e6, 10_001, None),
 }
 
 
-def config_of(name: str) -> Config:
-    return validate(compose_config([f"experiment={name}"]))
+# Hidden size at 24 M parameters and LAMB's vocabulary of PTB, None where it is not published.
+ABLATIONS = {
+    "ablation=mogrifier": 912,
+    "ablation=full_rank": 787,
+    "ablation=no_zigzag": 912,
+    "ablation=mlstm": None,
+    "ablation=lstm": 951,
+} | {f"model.rounds={i}": size for i, size in enumerate((951, 943, 935, 927, 919, 912, 904))}
+
+
+def config_of(name: str, *overrides: str) -> Config:
+    return validate(compose_config([f"experiment={name}", *overrides]))
+
+
+@pytest.mark.parametrize("point", ABLATIONS)
+def test_the_points_of_the_published_ablations_have_their_widths(point: str) -> None:
+    config = config_of("ptb_ablation_24m", point)
+    model = build_model(config.model, 10_001, "meta")
+    assert model.num_params() == pytest.approx(24e6, rel=0.01)
+    if (hidden := ABLATIONS[point]) is not None:
+        assert abs(model.mask_shapes["state.0"][0] - hidden) <= 1
+    assert (config.trainer.bptt, config.trainer.max_epochs) == (35, 145)
+
+
+def test_an_ablation_is_laid_over_the_model_of_a_sweep() -> None:
+    found = {}
+    for name in ("mogrifier", "full_rank", "no_zigzag", "shared", "lstm", "mlstm"):
+        m = validate(compose_config(["sweep=ptb_ablation", f"ablation={name}"])).model
+        assert m.num_params == 3e6
+        found[name] = (m.cell, m.rounds, m.rank, m.zigzag, m.share_rounds)
+    assert found == {
+        "mogrifier": ("lstm", 5, 40, True, False),
+        "full_rank": ("lstm", 5, None, True, False),
+        "no_zigzag": ("lstm", 5, 40, False, False),
+        "shared": ("lstm", 5, 40, True, True),
+        "lstm": ("lstm", 0, None, True, False),
+        "mlstm": ("mlstm", 0, None, True, False),
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
