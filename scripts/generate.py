@@ -13,12 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from mogrifier_lm import load_model
-from mogrifier_lm.data import split_lines
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.inference.generate import sample
 from mogrifier_lm.launch.cli import script
-from mogrifier_lm.runs.build import check_device, saved_tokenizer
 
 
 def main(
@@ -30,6 +26,11 @@ def main(
     prompt: str = "",
     device: str = "cpu",
 ) -> None:
+    from mogrifier_lm import load_model
+    from mogrifier_lm.data import split_lines
+    from mogrifier_lm.inference.generate import sample
+    from mogrifier_lm.runs.build import check_device, saved_tokenizer
+
     if tokens < 1 or not 1e-3 <= temperature < math.inf or not 0 <= seed < 1 << 32:
         raise UserError("tokens must be at least 1, temperature 0.001, and seed 0 to 2^32 - 1")
     model, tokenizer = load_model(run, check_device(device)), saved_tokenizer(Path(run))

@@ -8,13 +8,14 @@ from the hub and arrays of tokens are kept in data.cache_dir, for machines witho
 """
 
 from mogrifier_lm.config import validate
-from mogrifier_lm.data import UNK, load_corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
 from mogrifier_lm.launch.job import compose
 
 
 def main(*overrides: str) -> None:
+    from mogrifier_lm.data import UNK, load_corpus
+
     if wrong := [o for o in overrides if not o.startswith(("data", "tokenizer"))]:
         raise UserError(f"{wrong[0]}: only the keys of data and tokenizer are taken here")
     config = validate(compose(overrides))

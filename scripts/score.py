@@ -13,13 +13,8 @@ keys: device=cpu; min_count=10, how often a word must occur in the split to be l
 import sys
 from pathlib import Path
 
-from mogrifier_lm import load_model
-from mogrifier_lm.data import EOS, SPLITS, split_lines
 from mogrifier_lm.errors import UserError, nearest
-from mogrifier_lm.evaluators import perplexity, static_nats
 from mogrifier_lm.launch.cli import script
-from mogrifier_lm.reports.words import per_word, plot_words, training_counts, word_nats, words_table
-from mogrifier_lm.runs.build import check_device, saved_corpus, saved_tokenizer
 
 
 def main(
@@ -31,6 +26,18 @@ def main(
     device: str = "cpu",
     min_count: int = 10,
 ) -> None:
+    from mogrifier_lm import load_model
+    from mogrifier_lm.data import EOS, SPLITS, split_lines
+    from mogrifier_lm.evaluators import perplexity, static_nats
+    from mogrifier_lm.reports.words import (
+        per_word,
+        plot_words,
+        training_counts,
+        word_nats,
+        words_table,
+    )
+    from mogrifier_lm.runs.build import check_device, saved_corpus, saved_tokenizer
+
     if bool(split) == bool(text) or (text and save):
         raise UserError("give split=NAME (with save=FILE if you like) or text=FILE")
     run_dir, model = Path(run), load_model(run, check_device(device))

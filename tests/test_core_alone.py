@@ -56,21 +56,16 @@ def test_a_sweep_completes_without_the_libraries_of_the_wings(
     assert "matplotlib is not installed: sweep.png is left out" in said
     assert len((tmp_path / "sweep/report/sweep.csv").read_text().splitlines()) == 3
     assert not list(tmp_path.rglob("*.png"))
-    # The blocker does block: with W&B asked for there is none.
-    refused = without(
-        blocked, "train.py", *small, "tracker=wandb", "tracker.mode=offline", cwd=tmp_path
-    )
-    assert refused.returncode == 1 and "needs wandb, which is not installed" in refused.stderr
 
 
-NEED_TORCH = ("benchmark", "generate", "prepare_data", "score")
+NEED_TORCH = ("benchmark",)
 SCRIPTS = ["train.py", *(f"scripts/{path.name}" for path in sorted(ROOT.glob("scripts/*.py")))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_no_torch(script: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if Path(script).stem in NEED_TORCH:
-        reason = "imports what it works with before it reads its arguments"
+        reason = "its classes and signatures are of torch's types"
         request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     done = without(("torch", "datasets", "wandb", "matplotlib"), script, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

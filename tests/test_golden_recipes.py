@@ -10,7 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from safetensors.torch import load_file
 
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.kernels.recurrence import BACKENDS
 from tests.conftest import train, write_text
 
 FILE = Path(__file__).with_name("golden_recipes.json")
@@ -21,6 +24,7 @@ BASE = [
     "model.unigram_bias=false", "optimizer.lr=0.02", "trainer.lr_decay=none",
     "trainer.clip=0.25",
 ]  # fmt: skip
+CLOCK = ("seconds", "train/tokens_per_second")  # keys of what is another time another figure
 FASTER = ["optimizer.lr=0.06"]  # so that averages and raw weights are far apart
 RECIPES: dict[str, list[str]] = {
     # Word dropout and DropConnect, locked masks, AR and TAR, windows of varying length, and SGD
@@ -70,7 +74,7 @@ def curve(name: str, backend: str, folder: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for row in rows:
         for key, value in row.items():
-            if key not in ("seconds", "train/tokens_per_second", "train/ppl", "valid/nats"):
+            if key not in (*CLOCK, "train/ppl", "valid/nats"):
                 found.setdefault(key, []).append(value)
     return found
 
@@ -98,6 +102,26 @@ def test_the_golden_curves_are_of_different_recipes() -> None:
     averaged = {k for k, v in curves.items() if "valid/average/ppl" in v or "valid/long/ppl" in v}
     of_tail = {"tail", "tail, from the start"}
     assert averaged == {"awd", "melis", "ema", "two_tailed"} | of_tail
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_lstm_is_a_mogrifier_without_rounds(
+    backend: str, small: list[str], tmp_path: Path
+) -> None:
+    rows, weights = [], []
+    for i, model in enumerate((["model=lstm"], ["model=mogrifier", "model.rounds=0"])):
+        overrides = [*small, *model, f"model.backend={backend}", "trainer.threads=1"]
+        try:
+            found = train([*overrides, "evaluators=[]"], tmp_path / str(i))
+        except UserError as error:  # a kernel that cannot run here says why
+            assert backend in str(error)
+            pytest.skip(str(error))
+        rows.append([{k: v for k, v in row.items() if k not in CLOCK} for row in found])
+        (best,) = (tmp_path / str(i) / "checkpoints/best").glob("*.safetensors")
+        weights.append(load_file(best))
+    assert rows[0] == rows[1] and len(rows[0]) > 5
+    assert weights[0].keys() == weights[1].keys()
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
 if __name__ == "__main__":
