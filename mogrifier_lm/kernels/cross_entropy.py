@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mogrifier_lm.kernels import compiled
+from mogrifier_lm.kernels import cpp
 
 IGNORE = -100
 NATIVE = {torch.float32: "softmax_fp32", torch.bfloat16: "softmax_bf16"}
@@ -35,7 +35,7 @@ NATIVE = {torch.float32: "softmax_fp32", torch.bfloat16: "softmax_bf16"}
 def _library() -> ctypes.CDLL | None:
     """The passes over logits in C++; None where they cannot be compiled."""
     try:
-        return compiled.load(Path(__file__).with_suffix(".cpp"))
+        return cpp.load(Path(__file__).with_suffix(".cpp"))
     except OSError as reason:
         logging.getLogger(__name__).info("the softmax runs in plain torch operations: %s", reason)
         return None

@@ -1,16 +1,24 @@
-// Vectors of 16 floats, stored as float or bf16, and what the kernels compute with them.
+// The processor's vectors of floats, 16 with AVX-512 and 8 with AVX2, stored as float or bf16, and
+// what the kernels compute with them.
 
 #pragma once
+#if !defined(__AVX2__) || !defined(__FMA__)
+#error "the kernels need a processor with AVX2 and FMA"
+#endif
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
 typedef int64_t idx;
+#ifdef __AVX512F__
 constexpr idx LANES = 16;
-typedef float V __attribute__((vector_size(64)));  // split by the compiler where there is no AVX-512
-typedef int32_t VI __attribute__((vector_size(64)));
-typedef uint32_t VU __attribute__((vector_size(64)));
-typedef uint16_t VH __attribute__((vector_size(32)));
+#else
+constexpr idx LANES = 8;  // vectors of 16, split by the compiler, took three times as long
+#endif
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t VI __attribute__((vector_size(4 * LANES)));
+typedef uint32_t VU __attribute__((vector_size(4 * LANES)));
+typedef uint16_t VH __attribute__((vector_size(2 * LANES)));
 struct bf16 { uint16_t bits; };
 
 template <class T, class P> static inline T get(const P* p) { T v; memcpy(&v, p, sizeof v); return v; }

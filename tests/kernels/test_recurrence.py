@@ -15,11 +15,13 @@ from mogrifier_lm.cells import CellSpec, RecurrentLayer
 from mogrifier_lm.kernels.recurrence import BACKENDS, fused, resolve
 from tests.kernels import oracle
 
-# EXACT bounds the largest error, as a share of the tensor's largest entry. TINY comes on top of
-# twice the same-dtype reference's error (root mean square over SEEDS problems, so that no lucky
-# rounding of the reference decides).
+# EXACT bounds the largest error, as a share of the tensor's largest entry.
 EXACT = {torch.float64: 1e-12, torch.float32: 2e-5}
-TINY = {"fp32": 3e-7, "bf16": 2e-3}
+# What comes on top of twice the same-dtype reference's error, over the root of how many terms a sum
+# has: half a unit in the last place, of bf16 a tenth, since products alone are rounded to it. A sum
+# in order errs by about so much, and the reference's library may take it in parts, with less. The
+# errors are root mean squares over SEEDS problems: no lucky rounding of the reference decides.
+UNIT = {"fp32": 2**-24, "bf16": 2**-9 / 10}
 SEEDS = 3
 GRADCHECK = {"rtol": 1e-5, "atol": 1e-7}
 TRAINING_LOSS = 1e-4
@@ -288,10 +290,11 @@ def assert_twice_the_references_error(
 ) -> None:
     reference = pooled_errors(option, "reference", precision, sizes)
     for name, fast in pooled_errors(option, backend, precision, sizes).items():
-        assert fast <= 2 * reference[name] + TINY[precision], name
+        tiny = UNIT[precision] * math.sqrt(sizes[2] + sizes[3])  # a gate sums over I and H
+        assert fast <= 2 * reference[name] + tiny, name
 
 
-@pytest.mark.parametrize("precision", TINY)
+@pytest.mark.parametrize("precision", UNIT)
 @each_fast_option
 def test_error_is_at_most_twice_the_references(option, backend, precision):
     if precision == "bf16" and near_the_cap(option):
@@ -299,7 +302,7 @@ def test_error_is_at_most_twice_the_references(option, backend, precision):
     assert_twice_the_references_error(option, backend, precision, (7, 3, 13, 17))
 
 
-@pytest.mark.parametrize("precision", TINY)
+@pytest.mark.parametrize("precision", UNIT)
 @pytest.mark.parametrize(
     "option, backend",
     [
@@ -321,7 +324,7 @@ def test_the_cell_state_is_float32_under_autocast(backend):
     assert c.dtype == torch.float32
 
 
-@pytest.mark.parametrize("precision", TINY)
+@pytest.mark.parametrize("precision", UNIT)
 @each_option
 def test_memory_that_was_not_written_is_not_read(option, backend, precision, monkeypatch):
     case = problem(option, dtype=torch.float32)
@@ -389,7 +392,7 @@ def test_streams_do_not_mix_and_nan_and_inf_do_not_come_out_finite(option, backe
         assert torch.equal(output[:, [0, 2]], clean[:, [0, 2]])
 
 
-@pytest.mark.parametrize("precision", TINY)
+@pytest.mark.parametrize("precision", UNIT)
 @each_option
 def test_two_calls_and_a_call_without_grad_are_bit_equal(option, backend, precision):
     """In more steps than a call without gradient keeps."""

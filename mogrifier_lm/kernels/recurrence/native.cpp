@@ -7,7 +7,7 @@
 // columns of its source. native.py chooses.
 //
 // Shape legend: T steps, B streams, I input size, H hidden size, k rank. Sizes I, H, k are padded
-// to LANES (fp32) or 2 LANES (bf16) with zeros, in tensors and in packed weights, so that no loop
+// to 16 (fp32) or 32 (bf16) with zeros, in tensors and in packed weights, so that no loop
 // has a remainder; zeros stay zeros through every equation. S is the type of sources of products
 // and of saved activations: float, or bf16 with everything else in float.
 
@@ -45,7 +45,7 @@ static inline V tanh_(V x) {
 #ifdef __AVX512F__
 constexpr int ROWS = 6, PANELS = 4;  // 24 of 32 registers accumulate; a 7th row spilled one
 #else
-constexpr int ROWS = 6, PANELS = 1;
+constexpr int ROWS = 6, PANELS = 2;  // 12 of 16 registers
 #endif
 
 constexpr idx DEPTH = 128;  // inputs of 4 panels at a time, 32 KiB: they stay in the first-level cache
@@ -175,12 +175,12 @@ static void product(float* dst, idx ldd, const S* source, idx lds, const S* matr
       for (idx i = 0; i < blocks; i++) {
         const idx row = B * i / blocks, rows = B * (i + 1) / blocks - row;
         Tile<S> f = tile_of<S, 1>(rows);
+        if (n == 2) f = tile_of<S, 2>(rows);
         if constexpr (PANELS == 4)
-          f = n == 4 ? tile_of<S, 4>(rows) : n == 3 ? tile_of<S, 3>(rows)
-            : n == 2 ? tile_of<S, 2>(rows) : f;
+          f = n == 4 ? tile_of<S, 4>(rows) : n == 3 ? tile_of<S, 3>(rows) : f;
         f(dst + row * ldd + v * LANES, ldd, source + row * lds + k, lds, panels + k * LANES,
-          K * LANES, depth, add || k, ahead, ahead < end ? 64 * lines : 0);
-        ahead += lines * depth / Step<S>::K * 64;
+          K * LANES, depth, add || k, ahead, ahead < end ? 4 * LANES * lines : 0);
+        ahead += lines * depth / Step<S>::K * 4 * LANES;
       }
     }
   }
@@ -447,11 +447,13 @@ static inline V load_some(const float* p, idx count) {  // zeros from `count` on
   return v;
 }
 
-static inline void transpose(V (&m)[LANES]) {  // swaps off-diagonal blocks of 8, 4, 2, 1
-  const VI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static inline void transpose(V (&m)[LANES]) {  // swaps off-diagonal blocks of LANES / 2, ..., 2, 1
+  VI lane = {};
+  for (int i = 0; i < LANES; i++) lane[i] = i;
 #pragma GCC unroll 4
-  for (int s = 8; s; s /= 2) {
-    const VI upper = (lane & s) ? lane + 16 - s : lane, lower = (lane & s) ? lane + 16 : lane + s;
+  for (int s = LANES / 2; s; s /= 2) {
+    const VI upper = (lane & s) ? lane + (int)LANES - s : lane;
+    const VI lower = (lane & s) ? lane + (int)LANES : lane + s;
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) {
       if (i & s) continue;
@@ -492,6 +494,9 @@ static void pack(S* dst, const float* w, idx n, idx np, idx m, idx mp, idx parts
 }
 
 extern "C" {
+
+// Of what native.py describes a second time, to be compared with its own.
+idx size_of(idx i) { return i == 0 ? sizeof(Job) : sizeof(Round); }
 
 // 0, or 1 where the operating system refuses AMX tiles.
 int prepare() {

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from mogrifier_lm.kernels import compiled
+from mogrifier_lm.kernels import cpp
 from mogrifier_lm.kernels.recurrence.fused import flatten, product_dtype, unflatten
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
@@ -49,7 +49,7 @@ def library() -> ctypes.CDLL:
     Raises:
         OSError: they cannot be compiled here, or not run, with the reason in one line.
     """
-    loaded = compiled.load(SOURCE)
+    loaded = cpp.load(SOURCE, (ctypes.sizeof(_Job), ctypes.sizeof(_Round)))
     if loaded.prepare():
         raise OSError("the native backend was refused the AMX tiles by the operating system")
     return loaded

@@ -1,6 +1,10 @@
 """C++ kernels for CPUs, compiled by the machine's own compiler on first use.
 
 The libraries are kept in ${XDG_CACHE_HOME:-~/.cache}/mogrifier_lm/native.
+
+The environment variable MOGRIFIER_LM_CPU limits what of the processor they use: "none" (they are
+refused), "avx2", "avx512", "amx" (no limit, the default). A kernel never needs more than AVX2; a
+limit makes this machine stand for another one.
 """
 
 import ctypes
@@ -19,15 +23,38 @@ from mogrifier_lm.files import cache_folder
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
 HEADERS = Path(__file__).parent
+_NO_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
+LIMITS = {"avx2": ("-mno-avx512f", *_NO_AMX), "avx512": _NO_AMX, "amx": ()}
+
+
+def _limits() -> tuple[str, ...]:
+    """The compiler's flags that MOGRIFIER_LM_CPU stands for."""
+    level = os.environ.get("MOGRIFIER_LM_CPU") or "amx"
+    if level == "none":
+        raise OSError("the native backend is switched off by MOGRIFIER_LM_CPU=none")
+    if level not in LIMITS:
+        known = ", ".join(("none", *LIMITS))
+        raise OSError(f"MOGRIFIER_LM_CPU is {level!r}, it must be one of {known}")
+    return LIMITS[level]
 
 
 @functools.cache
-def load(source: Path) -> ctypes.CDLL:
+def load(source: Path, sizes: tuple[int, ...] = ()) -> ctypes.CDLL:
     """The compiled `source`, which may include the headers beside this file.
 
+    Args:
+        source: a C++ file.
+        sizes: of the structures that Python hands over, in bytes, in the order of the library's
+            `size_of(i)`; a field missing on one side would be read from memory misplaced.
+
     Raises:
-        OSError: no compiler, or one that fails, with the reason in one line.
+        OSError: no compiler, or one that fails, or a processor without AVX2, with the reason in
+            one line.
     """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        machine = platform.machine() or "this machine"
+        raise OSError(f"the native backend is written for x86 processors; {machine} is none")
+    flags = (*FLAGS, *_limits())
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise OSError("the native backend needs a C++ compiler (g++, or the one $CXX names)")
@@ -36,16 +63,20 @@ def load(source: Path) -> ctypes.CDLL:
     runtime = [str(shipped[0])] if shipped else ["-fopenmp"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     texts = [path.read_text() for path in (source, *sorted(HEADERS.glob("*.h")))]
-    key = "\n".join((*texts, *FLAGS, *runtime, version, platform.processor(), *_cpu_flags()))
+    key = "\n".join((*texts, *flags, *runtime, version, platform.processor(), *_cpu_flags()))
     path = cache_folder("native") / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
-            _execute([compiler, *FLAGS, f"-I{HEADERS}", "-c", str(source), "-o", compiled])
+            _execute([compiler, *flags, f"-I{HEADERS}", "-c", str(source), "-o", compiled])
             _execute([compiler, "-shared", compiled, *runtime, "-o", linked])
             os.replace(linked, path)  # atomic: another process may be doing the same
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    library_sizes = tuple(library.size_of(ctypes.c_int64(i)) for i in range(len(sizes)))
+    if library_sizes != sizes:
+        raise OSError(f"{source.name} and its caller disagree: {library_sizes} and {sizes} bytes")
+    return library
 
 
 def _cpu_flags() -> list[str]:
