@@ -55,7 +55,11 @@ def test_a_sweep_completes_without_the_libraries_of_the_wings(
     assert said.count("matplotlib is not installed: curves.png is left out") == 2
     assert "matplotlib is not installed: sweep.png is left out" in said
     assert len((tmp_path / "sweep/report/sweep.csv").read_text().splitlines()) == 3
-    assert not list(tmp_path.rglob("*.png"))
+    assert "![]" not in (tmp_path / "sweep/report/sweep.md").read_text()
+    done = without(blocked, "scripts/report.py", "sweep", "html=page.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "what the page would draw is left out" in done.stderr
+    assert not list(tmp_path.rglob("*.png")) and "<svg" not in (tmp_path / "page.html").read_text()
 
 
 NEED_TORCH = ("benchmark",)

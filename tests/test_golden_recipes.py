@@ -57,7 +57,7 @@ RECIPES: dict[str, list[str]] = {
         "trainer.lr_decay=linear", "model.tie_embeddings=false", "model.embedding_ratio=0.5"],
     "bf16": ["trainer.precision=bf16"],
 }  # fmt: skip
-ON_AUTO = ("awd", "melis", "mixture")  # recipes that the kernel chosen by `auto` trains, too
+ON_AUTO = ("awd", "melis")  # recipes that the kernel chosen by `auto` trains, too
 # Sums of float32 in another order (the fused and the native kernel, AVX2 and no vector instructions
 # in the place of AVX512) moved nats and perplexities by up to 1.3e-6 of themselves, gradient norms
 # by 5e-5. bfloat16 rounds the products, each kernel its own: 4e-3 and 2e-2.

@@ -68,6 +68,7 @@ def test_its_reports_are_made_again(old: Path, capsys: pytest.CaptureFixture[str
     assert f"{summary['test']['cache']['ppl']:.2f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_its_sweep_is_gone_on_with(old: Path) -> None:
     done = call("train.py", ["-m", *SWEEP], old)
     assert done.returncode == 1 and "model.rounds is -1" in done.stderr, done.stderr

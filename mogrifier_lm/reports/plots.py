@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def can_plot(name: str) -> bool:
-    """Whether matplotlib is installed; if not, one line says that the file `name` is left out."""
+    """Whether matplotlib is installed; if not, one line says that `name` is left out."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

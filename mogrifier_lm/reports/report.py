@@ -29,15 +29,15 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def markdown(runs: Sequence[Run]) -> str:
-    """sweep.md."""
+def markdown(runs: Sequence[Run], plots: bool = True) -> str:
+    """sweep.md; `plots`: whether the images that it shows are drawn."""
     search = study_of(runs) is not None
     table = trial_table(runs) if search else group_table(runs)
     text = f"# {'Search' if search else 'Sweep'}\n\n{headline(runs)}\n\n{_markdown(table)}"
-    text += "\n![](sweep.png)\n" if evaluators(runs) else ""
+    text += "\n![](sweep.png)\n" if plots and evaluators(runs) else ""
     if search:
         reason = why_no_importances(runs)
-        shares = f"{_markdown(importance_table(runs))}\n![](importance.png)\n"
+        shares = _markdown(importance_table(runs)) + ("\n![](importance.png)\n" if plots else "")
         text += f"\n## Importance\n\n{reason or shares}\n"
     failures = failure_table(runs)
     return text + (f"\n## Not completed\n\n{_markdown(failures)}" if failures else "")
@@ -55,9 +55,9 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
             writer = csv.DictWriter(file, list(table[0]))
             writer.writeheader()
             writer.writerows(table)
-        Path(scratch, "sweep.md").write_text(markdown(runs))
-        search = study_of(runs) is not None
-        if can_plot("sweep.png"):
+        plots, search = can_plot("sweep.png"), study_of(runs) is not None
+        Path(scratch, "sweep.md").write_text(markdown(runs, plots))
+        if plots:
             (plot_trials if search else plot_sweep)(runs, Path(scratch, "sweep.png"))
             if search and not plot_importances(runs, Path(scratch, "importance.png")):
                 (folder / "importance.png").unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mogrifier_lm.data import EOS, Tokenizer
 from mogrifier_lm.evaluators.score import perplexity
-from mogrifier_lm.reports.plots import pyplot
+from mogrifier_lm.reports.plots import can_plot, pyplot
 
 COUNT_BANDS = (0, 1, 10, 100, 1000, 10_000)  # least training count of each band
 PLACE_BANDS = (1, 2, 3, 4, 5, 6, 11, 21, 41)
@@ -162,6 +162,8 @@ def _markdown(heads: Sequence[str], body: Sequence[Sequence[str]], left: bool = 
 
 def plot_words(text: WordNats, title: str, path: Path) -> None:
     """Draw mean nats by training count and by place, with each band's share of all nats."""
+    if not can_plot(path.name):
+        return
     plt = pyplot()
     total, mean = float(text.nats.sum()), float(text.nats.mean())
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")

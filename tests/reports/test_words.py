@@ -1,5 +1,8 @@
 """Numbers of the report on words, each against a count by hand."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from mogrifier_lm.reports.words import (
     WordNats,
     bands,
     per_word,
+    plot_words,
     training_counts,
     word_nats,
     words_table,
@@ -55,3 +59,15 @@ def test_a_words_nats_are_the_sum_of_its_pieces() -> None:
     pieces = [len(tokenizer.word_ids(word)) for word in ("abcabc", "é")]
     assert pieces[0] > 1 and pieces[1] == 3
     assert per_word(tokenizer, ids, np.ones(len(ids))).tolist() == [*pieces, 1, 1, 1]
+
+
+def test_without_matplotlib_the_plot_is_left_out(
+    text: WordNats,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    plot_words(text, "text", tmp_path / "words.png")
+    assert caplog.messages == ["matplotlib is not installed: words.png is left out"]
+    assert not list(tmp_path.iterdir())
