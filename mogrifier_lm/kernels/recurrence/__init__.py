@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mogrifier_lm.kernels.recurrence import fused, native, reference
+from mogrifier_lm.kernels.recurrence import fused, native, reference, triton
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
 __all__ = ["BACKENDS", "Options", "Round", "Weights", "resolve"]
@@ -16,7 +16,10 @@ BACKENDS: dict[str, Callable[..., Any]] = {
     "reference": reference.recurrence,
     "fused": fused.recurrence,
     "native": native.recurrence,
+    "triton": triton.recurrence,
 }
+
+CONDITIONS = {"native": native.unsupported, "triton": triton.unsupported}  # of those that have any
 
 
 def resolve(
@@ -43,14 +46,18 @@ def resolve(
         if backend in ("auto", "reference"):
             return "reference"
         raise ValueError(f"the {backend} backend has no {cell} cell")
-    if backend not in ("auto", "native"):
+    if backend in ("reference", "fused"):
         return backend
-    reason = native.unsupported(cell, device, dtype)
+    if backend == "auto":
+        fastest = "native" if torch.device(device).type == "cpu" else "triton"
+    else:
+        fastest = backend
+    reason = CONDITIONS[fastest](cell, device, dtype)
     if reason is None:
-        return "native"
-    if backend == "native":
+        return fastest
+    if backend != "auto":
         raise ValueError(reason)
-    if torch.device(device).type == "cpu":
+    if torch.device(device).type in ("cpu", "cuda"):
         _say(reason)
     return "fused"
 

@@ -1,0 +1,53 @@
+"""The recurrences in Triton for CUDA devices: a few fused kernels a step.
+
+`kernels` and `rlstm` are these, `layer` puts them behind each other, `stack` runs layers side by
+side. With TRITON_INTERPRET=1 Triton's interpreter runs them on a CPU, rightly in float32 alone.
+"""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from mogrifier_lm.kernels.recurrence.reference import Options, Weights
+
+CELLS = ("lstm", "mlstm", "rlstm")
+
+
+def unsupported(cell: str, device: str | torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot run such a layer here, in one line; None where it can."""
+    device = torch.device(device)
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not (interpreted and device.type == "cpu"):
+        return f"the triton backend runs on cuda, not on {device}"
+    if dtype != torch.float32:
+        return f"the triton backend takes float32 parameters, not {dtype}"
+    if cell not in CELLS:
+        return f"the triton backend has no {cell} cell"
+    if importlib.util.find_spec("triton") is None:
+        return "the triton backend needs Triton, which pip install triton brings"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the triton backend needs a GPU of compute capability 8.0 or later"
+    return None
+
+
+def recurrence(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: Weights,
+    options: Options,
+    state_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.recurrence`, which documents the arguments; `state_mask` has no gradient.
+
+    Raises:
+        ValueError: a cell, device or dtype that this backend does not have.
+    """
+    if reason := unsupported(options.cell, x.device, weights.hh.dtype):
+        raise ValueError(reason)
+    from mogrifier_lm.kernels.recurrence.triton.stack import stack
+
+    (output,), ((h, c),) = stack(x, [(h, c)], [weights], options, [state_mask], [])
+    return output, h, c

@@ -1,0 +1,141 @@
+"""The Triton kernels without a GPU: in the interpreter, and compiled for one that is not here."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mogrifier_lm.cells import CellSpec
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from mogrifier_lm.kernels.recurrence.triton import kernels, layer, rlstm, stack  # noqa: E402
+
+LADDER = Path(__file__).with_name("triton_ladder.py")
+H100 = GPUTarget("cuda", 90, 32)
+SHARED = 227 * 1024  # bytes, of one block on an H100
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+
+
+def interpreted(*arguments: str) -> str:
+    """What pytest says in a process whose Triton interprets (NumPy warns where it meets a NaN)."""
+    command = [sys.executable, "-m", "pytest", "-W", "ignore::RuntimeWarning", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"}
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    return done.stdout
+
+
+def test_the_ladder_in_the_interpreter():
+    said = interpreted(str(LADDER))
+    assert int(re.search(r"(\d+) passed", said)[1]) >= 35
+    assert "skipped" not in said
+
+
+@pytest.mark.slow
+def test_the_whole_ladder_of_the_backends_in_the_interpreter():
+    file = str(LADDER.with_name("test_recurrence.py"))
+    said = interpreted(file, "-k", "triton and not bf16 and not 63 and not 130", "-m", "not gpu")
+    assert int(re.search(r"(\d+) passed", said)[1]) >= 100
+
+
+class Launches:
+    """The kernels that a layer launches, with their arguments; none of them is run."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def __call__(self, kernel, grid, *args, **constants) -> None:
+        name = kernel.fn.__name__
+        shapes = [tuple(a.shape) if torch.is_tensor(a) else a for a in args]
+        self.found.setdefault(f"{name} {shapes} {constants}", (kernel, args, constants))
+
+
+def launches(monkeypatch, precision: str, *options: dict[str, Any]) -> Launches:
+    """Of a window of 64 streams in layers of 912 units, forward and backward."""
+    found, size = Launches(), 912
+    monkeypatch.setattr(layer.Layer, "_launch", staticmethod(found))
+    for some in options:
+        spec = CellSpec(input_size=size, hidden_size=size, cap_input_gate=True, **some)
+        parameters = {k: torch.zeros(s).requires_grad_() for k, s in spec.shapes().items()}
+        state, mask = (torch.zeros(64, size),) * 2, torch.ones(1, 64, size)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            (output,), _ = stack.stack(
+                torch.zeros(2, 64, size),
+                [state],
+                [spec.weights(parameters)],
+                spec.options,
+                [mask],
+                [],
+            )
+        output.sum().backward()
+    return found
+
+
+def compiled(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> Any:
+    signature: dict[str, str] = {}
+    values: dict[str, Any] = dict(constants)
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+        signature[name] = "i32"
+        if value is None:
+            signature[name], values[name] = "constexpr", None
+            continue
+        if torch.is_tensor(value):
+            signature[name] = TYPES[value.dtype]
+        if torch.is_tensor(value) or value % 16 == 0:
+            aligned[(i,)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature, values, aligned)
+    return triton.compile(source, target=H100, options=layer.LAUNCH)
+
+
+def assert_fits(kernel: Any, tmp_path: Path) -> None:
+    """Into the shared memory of an H100, and into registers without spills."""
+    assert kernel.metadata.shared <= SHARED
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    said = subprocess.check_output([CUOBJDUMP, "-res-usage", cubin], text=True)
+    registers, stack, local = (
+        int(re.search(rf"{k}:(\d+)", said)[1]) for k in ("REG", "STACK", "LOCAL")
+    )
+    assert registers <= 255 and stack == local == 0, said
+
+
+EVERY_KERNEL = [{"rounds": 2, "rank": 84}, {"cell": "mlstm"}, {"cell": "rlstm"}]
+
+
+def test_every_kernel_compiles_for_an_h100_and_spills_nothing(monkeypatch, tmp_path):
+    found = launches(monkeypatch, "bf16", *EVERY_KERNEL).found
+    first = {kernel.fn.__name__: (kernel, args, c) for kernel, args, c in found.values()}
+    jitted = (v for module in (kernels, rlstm) for v in vars(module).values())
+    helpers = {
+        "tanh",
+        "accumulate",
+        "split_units",
+        "join_units",
+        "store_h",
+        "cap_share",
+        "store_gradient",
+    }
+    assert set(first) == {v.fn.__name__ for v in jitted if hasattr(v, "arg_names")} - helpers
+    for kernel, args, constants in first.values():
+        assert_fits(compiled(kernel, args, constants), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_form_of_a_kernel_compiles(precision, monkeypatch, tmp_path):
+    options = [*EVERY_KERNEL, {}, {"rounds": 1}, {"rounds": 4, "zigzag": False}]
+    for kernel, args, constants in launches(monkeypatch, precision, *options).found.values():
+        assert_fits(compiled(kernel, args, constants), tmp_path)
