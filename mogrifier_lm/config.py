@@ -55,7 +55,7 @@ def _check_ranges(config: Any, path: str = "") -> None:
         if dataclasses.is_dataclass(value):
             _check_ranges(value, f"{where}.")
             continue
-        if value is None or not meta:
+        if value is None:
             continue
         if value == [] and where.startswith("evaluators."):
             raise UserError(f"{where} is empty, it needs a value to take or several to try")
@@ -71,10 +71,14 @@ def _check_range(value: Any, where: str, meta: Mapping[str, Any]) -> None:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where} is {value}, it must be a finite number")
+    if isinstance(value, str) and not value.isprintable():
+        raise UserError(f"{where} is {value!r}, it must be printable text in one line")
     if meta.get("least") is not None and value < meta["least"]:
         raise UserError(f"{where} is {value}, it must be at least {meta['least']}")
     if meta.get("above") is not None and value <= meta["above"]:
         raise UserError(f"{where} is {value}, it must be above {meta['above']}")
+    if meta.get("most") is not None and value > meta["most"]:
+        raise UserError(f"{where} is {value}, it must be at most {meta['most']}")
     if meta.get("below") is not None and value >= meta["below"]:
         raise UserError(f"{where} is {value}, it must be below {meta['below']}")
 

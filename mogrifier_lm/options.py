@@ -6,6 +6,9 @@ The yaml files under configs/ hold values only; these dataclasses say which keys
 from dataclasses import dataclass, field
 from typing import Any
 
+# Ends of ranges that only bound arithmetic: memory says no much earlier, see `runs.build`.
+SIZE, COUNT = 10**7, 10**12
+
 # Sources.
 AWD, MOGRIFIER, REWIRED = "arXiv 1708.02182", "arXiv 1909.01792", "arXiv 2211.01848"
 LAMB, DYNAMIC, CACHE = "LAMB", "arXiv 1709.07432", "arXiv 1612.04426"
@@ -16,17 +19,19 @@ def option(
     doc: str,
     *,
     least: float | None = None,
-    below: float | None = None,
     above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
     choices: tuple[str, ...] | None = None,
     paper: str = "",
 ) -> Any:
-    """A dataclass field with its documentation, its range, least <= value < below, and its source.
+    """A dataclass field with its documentation, its range and its source.
 
-    The range of a list is that of its values.
+    Every number has both ends: least or above, most or below. The range of a list is that of its
+    values.
     """
-    metadata = {"doc": doc, "least": least, "below": below, "above": above, "choices": choices}
-    metadata["paper"] = paper
+    metadata: dict[str, Any] = {"doc": doc, "choices": choices, "paper": paper}
+    metadata |= {"least": least, "above": above, "most": most, "below": below}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -36,10 +41,10 @@ def option(
 class Counts:
     """Published sizes of a corpus; tokens with one <eos> a line. A mismatch is warned of."""
 
-    types: int | None = option(None, "vocabulary size with <eos>", least=1)
-    train: int | None = option(None, "training tokens", least=1)
-    valid: int | None = option(None, "validation tokens", least=1)
-    test: int | None = option(None, "test tokens", least=1)
+    types: int | None = option(None, "vocabulary size with <eos>", least=1, most=COUNT)
+    train: int | None = option(None, "training tokens", least=1, most=COUNT)
+    valid: int | None = option(None, "validation tokens", least=1, most=COUNT)
+    test: int | None = option(None, "test tokens", least=1, most=COUNT)
 
 
 @dataclass(kw_only=True)
@@ -66,7 +71,9 @@ class TokenizerConfig:
     model_type: str | None = option(
         None, "sentencepiece: how words are cut; default unigram", choices=("unigram", "bpe")
     )
-    vocab_size: int | None = option(None, "sentencepiece: tokens; default 5000", least=260)
+    vocab_size: int | None = option(
+        None, "sentencepiece: tokens; default 5000", least=260, most=SIZE
+    )
 
 
 @dataclass(kw_only=True)
@@ -78,10 +85,18 @@ class ModelConfig:
         paper="arXiv 1909.01792; rlstm 2211.01848; mlstm 1609.07959",
     )
     rounds: int = option(
-        5, "rounds of mogrification before each step; 0 is the plain cell", least=0, paper=MOGRIFIER
+        5,
+        "rounds of mogrification before each step; 0 is the plain cell",
+        least=0,
+        most=COUNT,
+        paper=MOGRIFIER,
     )
     rank: int | None = option(
-        None, "inner size of the round matrices; null means full rank", least=1, paper=MOGRIFIER
+        None,
+        "inner size of the round matrices; null means full rank",
+        least=1,
+        most=SIZE,
+        paper=MOGRIFIER,
     )
     share_rounds: bool = option(
         False, "one matrix for all odd rounds and one for all even rounds", paper="community code"
@@ -95,24 +110,28 @@ class ModelConfig:
     cap_input_gate: bool = option(
         True, "input gate at most 1 - f, as in the published results", paper=LAMB
     )
-    num_layers: int = option(2, "stacked recurrent layers", least=1)
-    hidden_size: int | None = option(None, "features of h; default 200 without num_params", least=1)
+    num_layers: int = option(2, "stacked recurrent layers", least=1, most=COUNT)
+    hidden_size: int | None = option(
+        None, "features of h; default 200 without num_params", least=1, most=SIZE
+    )
     top_hidden_size: int | None = option(
         None,
         "features of the top layer's h; null: hidden_size (AWD-LSTM: embedding_size)",
         least=1,
+        most=SIZE,
         paper=AWD,
     )
     embedding_size: int | None = option(
-        None, "features of the embedding; null: embedding_ratio * hidden_size", least=1
+        None, "features of the embedding; null: embedding_ratio * hidden_size", least=1, most=SIZE
     )
     embedding_ratio: float = option(
-        1.0, "embedding size as a share of hidden_size", above=0, paper=LAMB
+        1.0, "embedding size as a share of hidden_size", above=0, most=100, paper=LAMB
     )
     num_params: float | None = option(
         None,
         "a budget of parameters: solves for hidden_size, which must then be null",
         least=1,
+        most=1e15,
         paper=LAMB,
     )
     tie_embeddings: bool = option(
@@ -130,6 +149,7 @@ class ModelConfig:
         1,
         "softmaxes that are mixed (MoS); 1 is the plain softmax",
         least=1,
+        most=COUNT,
         paper="arXiv 1711.03953",
     )
     init: str = option(
@@ -142,6 +162,7 @@ class ModelConfig:
         None,
         "Chrono init: forget biases ln U(1, t_max - 1), input biases their negative",
         least=2,
+        most=1e6,
         paper="arXiv 1804.11188",
     )
     unigram_bias: bool = option(
@@ -189,6 +210,7 @@ class RegularizationConfig:
         1,
         "dropout samples per target, of whose probabilities the mean is trained (arXiv 2211.01848)",
         least=1,
+        most=SIZE,
         paper=REWIRED,
     )
     l2: float = option(
@@ -196,16 +218,22 @@ class RegularizationConfig:
         "times half the sum of squared weights, in the loss and so inside the clipped gradient "
         "(LAMB), in the unit of trainer.loss_per",
         least=0,
+        most=1e3,
         paper=LAMB,
     )
     ar: float = option(
         0.0,
         "AWD-LSTM's alpha: times the mean square of the dropped encoder output",
         least=0,
+        most=1e3,
         paper=AWD,
     )
     tar: float = option(
-        0.0, "AWD-LSTM's beta: times the mean square of its change over a step", least=0, paper=AWD
+        0.0,
+        "AWD-LSTM's beta: times the mean square of its change over a step",
+        least=0,
+        most=1e3,
+        paper=AWD,
     )
     reset_state: float = option(
         0.0,
@@ -224,14 +252,17 @@ class OptimizerConfig:
         choices=("sgd", "adam", "adamw", "radam"),
         paper="adam 1412.6980; adamw 1711.05101; radam 1908.03265",
     )
-    lr: float = option(0.002, "learning rate, on the loss that trainer.loss_per says", above=0)
+    lr: float = option(
+        0.002, "learning rate, on the loss that trainer.loss_per says", above=0, most=1e4
+    )
     beta1: float = option(0.9, "not sgd: decay of the gradient's mean", least=0, below=1)
     beta2: float = option(0.999, "not sgd: decay of the squared gradient's mean", least=0, below=1)
-    eps: float = option(1e-8, "not sgd: added to the root of the mean square", above=0)
+    eps: float = option(1e-8, "not sgd: added to the root of the mean square", above=0, most=1)
     weight_decay: float = option(
         0.0,
         "added to the gradient after clipping, times the weights; adamw: decoupled from it",
         least=0,
+        most=1e3,
     )
     averaging: str = option(
         "none",
@@ -245,20 +276,25 @@ class OptimizerConfig:
         "nt_asgd: n of its trigger; tail: validations without improvement before it begins; "
         "two_tailed: validations without improvement that count as stagnation",
         least=1,
+        most=COUNT,
     )
     averaging_start: float = option(
-        0.8, "tail: begins at this share of the training at the latest; 0: at once", least=0
+        0.8, "tail: begins at this share of the training at the latest; 0: at once", least=0, most=1
     )
     averaging_decay: float = option(0.999, "ema: decay per step", above=0, below=1)
 
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    batch_size: int = option(20, "streams", least=1)
-    bptt: int = option(35, "window of truncated backpropagation, time steps", least=1)
-    max_epochs: int | None = option(None, "stop after so many passes over the text", least=1)
-    max_steps: int | None = option(None, "stop after so many windows", least=1)
-    max_minutes: float | None = option(None, "stop training after so many minutes", above=0)
+    batch_size: int = option(20, "streams", least=1, most=SIZE)
+    bptt: int = option(35, "window of truncated backpropagation, time steps", least=1, most=SIZE)
+    max_epochs: int | None = option(
+        None, "stop after so many passes over the text", least=1, most=COUNT
+    )
+    max_steps: int | None = option(None, "stop after so many windows", least=1, most=COUNT)
+    max_minutes: float | None = option(
+        None, "stop training after so many minutes", above=0, most=1e9
+    )
     variable_bptt: bool = option(
         False,
         "window lengths drawn from N(bptt, 5), one in twenty from N(bptt / 2, 5), the learning "
@@ -280,7 +316,7 @@ class TrainerConfig:
         paper=LAMB,
     )
     clip: float | None = option(
-        0.25, "largest norm of the gradient of the loss, in its unit; null: none", above=0
+        0.25, "largest norm of the gradient of the loss, in its unit; null: none", above=0, most=1e9
     )
     init_from: str | None = option(
         None, "folder of a run whose best (averaged) weights training starts from: fine-tuning"
@@ -291,12 +327,15 @@ class TrainerConfig:
         choices=("fp32", "bf16"),
     )
     device: str = option("cpu", "cpu, cuda or cuda:N")
-    threads: int | None = option(None, "CPU threads; null: torch's choice", least=1)
-    valid_every: int | None = option(None, "steps between validations; null: each epoch", least=1)
+    threads: int | None = option(None, "CPU threads; null: torch's choice", least=1, most=1024)
+    valid_every: int | None = option(
+        None, "steps between validations; null: each epoch", least=1, most=COUNT
+    )
     valid_batch_size: int = option(
         20,
         "streams of the validations while training (results are scored by `evaluators`)",
         least=1,
+        most=SIZE,
     )
     lr_decay: str = option(
         "none",
@@ -304,22 +343,28 @@ class TrainerConfig:
         choices=("none", "linear"),
     )
     lr_drop: float = option(
-        1.0, "factor on the learning rate when validation has not improved", above=0
+        1.0, "factor on the learning rate when validation has not improved", above=0, most=1
     )
     lr_on_divergence: float | None = option(
         None,
         "where the loss is not finite or validation perplexity twice the best: go back to the "
         "best weights with the learning rate times this; null: an error and no look, respectively",
         above=0,
+        most=1,
         paper=REWIRED,
     )
-    lr_patience: int = option(0, "validations without improvement that are waited for", least=0)
-    early_stop: int | None = option(
-        None, "stop after so many validations without improvement", least=1
+    lr_patience: int = option(
+        0, "validations without improvement that are waited for", least=0, most=COUNT
     )
-    log_every: int = option(50, "steps between lines of metrics.jsonl", least=1)
+    early_stop: int | None = option(
+        None, "stop after so many validations without improvement", least=1, most=COUNT
+    )
+    log_every: int = option(50, "steps between lines of metrics.jsonl", least=1, most=COUNT)
     checkpoint_minutes: float = option(
-        5.0, "longest time between checkpoints; one is written at each validation too", least=0
+        5.0,
+        "longest time between checkpoints; one is written at each validation too",
+        least=0,
+        most=1e9,
     )
 
 
@@ -329,17 +374,23 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class StaticConfig:
-    batch_size: int = option(1, "streams; 1 carries the state over the whole split", least=1)
-    window: int = option(512, "time steps scored at once; changes speed, not the score", least=1)
-    temperature: list[float] = option(
-        [1.0], "factor on the logits (LAMB: 0.8 to 1.06)", above=0, paper=LAMB
+    batch_size: int = option(
+        1, "streams; 1 carries the state over the whole split", least=1, most=SIZE
     )
-    tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
+    window: int = option(
+        512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
+    )
+    temperature: list[float] = option(
+        [1.0], "factor on the logits (LAMB: 0.8 to 1.06)", least=1e-3, most=1e3, paper=LAMB
+    )
+    tune_tokens: int | None = option(
+        None, "validation tokens tuned on; null: all", least=1, most=COUNT
+    )
 
 
 @dataclass(kw_only=True)
 class DynamicConfig:
-    window: int = option(20, "tokens between updates", least=1)
+    window: int = option(20, "tokens between updates", least=1, most=SIZE)
     rule: str = option("rms", "update", choices=("rms", "sgd"), paper=DYNAMIC)
     mean: str = option(
         "elements",
@@ -347,15 +398,25 @@ class DynamicConfig:
         choices=("elements", "tensors"),
         paper="LAMB, arXiv 1709.07432",
     )
-    lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", least=0)
-    decay: list[float] = option([1e-3, 1e-2], "pull to the trained weights", least=0, paper=DYNAMIC)
-    epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0)
-    temperature: list[float] = option(
-        [1.0], "factor on the logits that score a window; it learns at 1", above=0, paper=LAMB
+    lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", least=0, most=1e4)
+    decay: list[float] = option(
+        [1e-3, 1e-2], "pull to the trained weights", least=0, most=1, paper=DYNAMIC
     )
-    statistics_tokens: int | None = option(100_000, "rms: training tokens; null: all", least=1)
-    statistics_batch_size: int = option(20, "rms: streams over them", least=1)
-    tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
+    epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0, most=1e3)
+    temperature: list[float] = option(
+        [1.0],
+        "factor on the logits that score a window; it learns at 1",
+        least=1e-3,
+        most=1e3,
+        paper=LAMB,
+    )
+    statistics_tokens: int | None = option(
+        100_000, "rms: training tokens; null: all", least=1, most=COUNT
+    )
+    statistics_batch_size: int = option(20, "rms: streams over them", least=1, most=SIZE)
+    tune_tokens: int | None = option(
+        10_000, "validation tokens tuned on; null: all", least=1, most=COUNT
+    )
 
 
 @dataclass(kw_only=True)
@@ -367,31 +428,44 @@ class CacheConfig:
         below=1,
         paper=CACHE,
     )
-    theta: list[float] = option([0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0, paper=CACHE)
-    window: list[int] = option([200, 500, 1000, 2000, 4000], "past positions", least=1, paper=CACHE)
-    tune_tokens: int | None = option(None, "validation tokens tuned on; null: all", least=1)
+    theta: list[float] = option(
+        [0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0, most=1e3, paper=CACHE
+    )
+    window: list[int] = option(
+        [200, 500, 1000, 2000, 4000], "past positions", least=1, most=SIZE, paper=CACHE
+    )
+    tune_tokens: int | None = option(
+        None, "validation tokens tuned on; null: all", least=1, most=COUNT
+    )
 
 
 @dataclass(kw_only=True)
 class MCDropoutConfig:
-    passes: int = option(20, "predictions averaged", least=1, paper=MOGRIFIER)
+    passes: int = option(20, "predictions averaged", least=1, most=COUNT, paper=MOGRIFIER)
     scale: list[float] = option(
         [0.0, 0.1, 0.2, 0.4, 0.6, 0.8],
         "factor on the training's dropout rates",
         least=0,
+        most=100,
         paper=MOGRIFIER,
     )
     temperature: list[float] = option(
-        [1.0], "factor on the logits of each pass", above=0, paper=LAMB
+        [1.0], "factor on the logits of each pass", least=1e-3, most=1e3, paper=LAMB
     )
-    window: int | None = option(None, "time steps that share a mask; null: trainer.bptt", least=1)
+    window: int | None = option(
+        None, "time steps that share a mask; null: trainer.bptt", least=1, most=SIZE
+    )
     seed: int = option(0, "of the masks", least=0, below=2**32)
-    tune_tokens: int | None = option(10_000, "validation tokens tuned on; null: all", least=1)
+    tune_tokens: int | None = option(
+        10_000, "validation tokens tuned on; null: all", least=1, most=COUNT
+    )
 
 
 @dataclass(kw_only=True)
 class RoundsConfig:
-    window: int = option(512, "time steps scored at once; changes speed, not the score", least=1)
+    window: int = option(
+        512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
+    )
 
 
 @dataclass(kw_only=True)

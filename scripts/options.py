@@ -34,7 +34,7 @@ def span(metadata: Any) -> str:
     """The values that an option takes."""
     if metadata.get("choices"):
         return ", ".join(f"`{choice}`" for choice in metadata["choices"])
-    signs = {"least": "≥", "above": ">", "below": "<"}
+    signs = {"least": "≥", "above": ">", "most": "≤", "below": "<"}
     ends = {sign: metadata[key] for key, sign in signs.items() if metadata.get(key) is not None}
     return ", ".join(f"{s} {v:,}" if isinstance(v, int) else f"{s} {v:g}" for s, v in ends.items())
 

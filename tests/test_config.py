@@ -6,13 +6,15 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from mogrifier_lm.config import validate, without_effect
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.options import Config, ModelConfig
+from mogrifier_lm.options import Config, Counts, EvaluatorsConfig, ModelConfig
 from tests.conftest import ROOT, compose_config
 
 FOR_WANDB = sorted((ROOT / "configs/wandb").glob("*.yaml"))  # not of train.py
@@ -97,6 +99,52 @@ def test_every_option_is_documented_and_checked_by_its_own_schema() -> None:
                 assert f.metadata.get("doc"), f"{schema.__name__}.{f.name}"
 
     walk(Config)
+
+
+NUMBERS = re.compile(r"\b(int|float)\b")
+
+
+def numbers(schema: type, path: str = "") -> dict[str, dataclasses.Field[Any]]:
+    """Dotted key → field, of every option that is a number or a list of numbers."""
+    found = {}
+    for name, hint in get_type_hints(schema).items():
+        f = schema.__dataclass_fields__[name]
+        nested = [t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)]
+        if nested:
+            found |= numbers(nested[0], f"{path}{name}.")
+        elif NUMBERS.search(str(hint)):
+            found[f"{path}{name}"] = f
+    return found
+
+
+@pytest.mark.parametrize("key", numbers(Config))
+def test_every_number_has_a_range_and_both_ends_are_held(key: str) -> None:
+    meta, hint = numbers(Config)[key].metadata, str(numbers(Config)[key].type)
+    low = meta["least"] if meta["above"] is None else meta["above"]
+    high = meta["most"] if meta["below"] is None else meta["below"]
+    assert low is not None and high is not None and low < high, "give it both ends"
+    config = OmegaConf.structured(Config)
+    if key.startswith("evaluators."):
+        for name, schema in get_type_hints(EvaluatorsConfig).items():
+            config.evaluators[name] = OmegaConf.structured(get_args(schema)[0])
+    if key.startswith("data.expected."):
+        config.data.expected = OmegaConf.structured(Counts)
+    step = max(1, 1e-6 * high) if "int" in hint else 1e-6 * max(1, high)
+    for beyond in (low - step, high + step):
+        beyond = int(beyond) if "int" in hint else beyond
+        OmegaConf.update(config, key, [beyond] if "list" in hint else beyond)
+        with pytest.raises(UserError, match=f"^{re.escape(key)} is .*, it must be"):
+            validate(config)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.lr_drop=1.5", "trainer.lr_on_divergence=7", "optimizer.averaging_start=2",
+     "evaluators.dynamic.decay=[1e-3,60]", "optimizer.weight_decay=1e30", "model.rank=30000000"],
+)  # fmt: skip
+def test_a_number_that_means_nothing_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match=r"it must be at most [\d.]+$"):
+        validate(compose_config(["evaluators=[static,dynamic]", override]))
 
 
 def test_default_config_is_valid_and_round_trips(tmp_path: Path) -> None:
