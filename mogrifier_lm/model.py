@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
 from mogrifier_lm.cells import CellSpec, RecurrentLayer, State
+from mogrifier_lm.cells.spec import drawn_on_cpu
 from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy, token_nats
+from mogrifier_lm.kernels.recurrence import STACKS
 from mogrifier_lm.regularization import Masks, drop
 
 States = list[State]
@@ -108,7 +110,8 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Embedding normal with std 1 / sqrt(E), as in LAMB: logits of order one when tied."""
-        self.embedding_weight.normal_(std=1 / math.sqrt(self.embedding_size))
+        with drawn_on_cpu(self.embedding_weight) as values:
+            values.normal_(std=1 / math.sqrt(self.embedding_size))
         for matrix in (
             self.projection,
             self.output_weight_untied,
@@ -116,7 +119,8 @@ class LanguageModel(nn.Module):
             self.prior_weight,
         ):
             if matrix is not None:
-                matrix.normal_(std=1 / math.sqrt(self.output_size))
+                with drawn_on_cpu(matrix) as values:
+                    values.normal_(std=1 / math.sqrt(self.output_size))
         if self.mixture_bias is not None:
             self.mixture_bias.zero_()
         self.output_bias.zero_()
@@ -167,8 +171,20 @@ class LanguageModel(nn.Module):
         if "embedding" in masks:
             x_TBE = x_TBE * masks["embedding"][inputs_TB]
         x = drop(x_TBE, masks.get("input"))
-        outputs, new_states = [], []
-        for i, layer in enumerate(self.layers):
+        layers = cast(list[RecurrentLayer], list(self.layers))
+        outputs: list[Tensor] = []
+        new_states: States = []
+        if self.backend in STACKS and not self.residual:
+            outputs, new_states = STACKS[self.backend](
+                x,
+                states,
+                [layer.weights(masks.get(f"weight.{i}")) for i, layer in enumerate(layers)],
+                layers[0].spec.options,
+                [masks.get(f"state.{i}") for i in range(len(layers))],
+                [masks.get(f"inter_layer.{i}") for i in range(len(layers) - 1)],
+            )
+            layers, x = [], outputs[-1]
+        for i, layer in enumerate(layers):
             h_TBH, state = layer(x, states[i], masks.get(f"state.{i}"), masks.get(f"weight.{i}"))
             outputs.append(h_TBH)
             new_states.append(state)

@@ -72,17 +72,17 @@ class RecurrentLayer(nn.Module):
         Returns:
             output [T, B, H] and the state after the last step.
         """
+        output, h, c = recurrence.BACKENDS[self.backend](
+            x, *state, self.weights(weight_mask), self.spec.options, state_mask
+        )
+        return output, (h, c)
+
+    def weights(self, weight_mask: Tensor | None = None) -> recurrence.Weights:
+        """The kernel's arguments; `weight_mask` as in `forward`."""
         parameters: dict[str, Tensor] = dict(self.named_parameters())
         if weight_mask is not None:
             parameters["weight_hh"] = parameters["weight_hh"] * weight_mask
-        output, h, c = recurrence.BACKENDS[self.backend](
-            x,
-            *state,
-            self.spec.weights(parameters),
-            self.spec.options,
-            state_mask,
-        )
-        return output, (h, c)
+        return self.spec.weights(parameters)
 
     def zero_state(self, batch_size: int) -> State:
         zeros = self.weight_hh.new_zeros(batch_size, self.spec.hidden_size)

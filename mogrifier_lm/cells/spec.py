@@ -4,13 +4,25 @@ One description serves the layers of the language model and `MogrifierLSTM`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mogrifier_lm.kernels.recurrence.reference import STEPS, Options, Round, Weights
+
+
+@contextmanager
+def drawn_on_cpu(parameter: Tensor) -> Iterator[Tensor]:
+    """Where to write initial values of `parameter`: a seed gives the same ones on every device."""
+    if parameter.device.type in ("cpu", "meta"):
+        yield parameter
+        return
+    values = torch.empty_like(parameter, device="cpu")
+    yield values
+    parameter.copy_(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +119,10 @@ class CellSpec:
         of std sqrt(1.3 / fan_in) at full rank, (1 / (fan_in k))^(1/4) for each low-rank factor
         (fan_in of the whole matrix), biases 0.
         """
+        with drawn_on_cpu(parameter) as values:
+            self._draw(name, values)
+
+    def _draw(self, name: str, parameter: Tensor) -> None:
         round_ = name.startswith("round")
         if name.endswith("bias") and (round_ or self.init == "lamb"):
             parameter.zero_()

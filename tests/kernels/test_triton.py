@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from mogrifier_lm.kernels.recurrence.triton import kernels, layer, rlstm, stack  # noqa: E402
+from mogrifier_lm.kernels.recurrence.triton import kernels, layer, rlstm, wavefront  # noqa: E402
 
 LADDER = Path(__file__).with_name("triton_ladder.py")
 H100 = GPUTarget("cuda", 90, 32)
@@ -70,7 +70,7 @@ def launches(monkeypatch, precision: str, *options: dict[str, Any]) -> Launches:
         parameters = {k: torch.zeros(s).requires_grad_() for k, s in spec.shapes().items()}
         state, mask = (torch.zeros(64, size),) * 2, torch.ones(1, 64, size)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            (output,), _ = stack.stack(
+            (output,), _ = wavefront.stack(
                 torch.zeros(2, 64, size),
                 [state],
                 [spec.weights(parameters)],

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from mogrifier_lm.cells import CellSpec
 from mogrifier_lm.kernels.recurrence import resolve
-from mogrifier_lm.kernels.recurrence.triton import stack
+from mogrifier_lm.kernels.recurrence.triton import wavefront
+from mogrifier_lm.model import LanguageModel, layer_specs
+from mogrifier_lm.options import RegularizationConfig
+from mogrifier_lm.regularization import draw_masks
 from tests.kernels.test_recurrence import (
     EXACT,
     OPTIONS,
@@ -161,13 +164,13 @@ def test_layers_as_a_wavefront_equal_one_after_the_other(options, skip_sum, monk
         loss = (output * d_output).sum() + sum(h.sum() - c.sum() for h, c in last)
         return [output.detach(), *torch.autograd.grad(loss, inputs)]
 
-    def wavefront(weights):
-        return stack.stack(x, states, weights, specs[0].options, masks, between)
+    def side_by_side(weights):
+        return wavefront.stack(x, states, weights, specs[0].options, masks, between)
 
     def one_after_the_other(weights):
         outputs, last, source = [], [], x
         for i, w in enumerate(weights):
-            (output,), state = stack.stack(
+            (output,), state = wavefront.stack(
                 source, [states[i]], [w], specs[i].options, [masks[i]], []
             )
             outputs.append(output)
@@ -177,8 +180,8 @@ def test_layers_as_a_wavefront_equal_one_after_the_other(options, skip_sum, monk
 
     expected = results(one_after_the_other)
     for span in (1, 2):
-        monkeypatch.setattr(stack, "SPAN", span)
-        for value, e in zip(results(wavefront), expected, strict=True):
+        monkeypatch.setattr(wavefront, "SPAN", span)
+        for value, e in zip(results(side_by_side), expected, strict=True):
             if options["rounds"]:
                 assert torch.equal(value, e)
             else:  # the product of x for a span at a time
@@ -188,9 +191,26 @@ def test_layers_as_a_wavefront_equal_one_after_the_other(options, skip_sum, monk
 def test_waves_wait_for_the_layer_below_and_for_the_past():
     done: list[tuple[int, range]] = []
     spans = [range(0, 2), range(2, 4), range(4, 5)]
-    stack.in_waves(lambda i, span: done.append((i, span)), range(3), spans, torch.device("cpu"))
+    wavefront.in_waves(lambda i, span: done.append((i, span)), range(3), spans, torch.device("cpu"))
     assert sorted(done, key=str) == sorted(((i, s) for i in range(3) for s in spans), key=str)
     for i, span in done:
         earlier = done[: done.index((i, span))]
         assert i == 0 or (i - 1, span) in earlier
         assert all((i, s) in earlier for s in spans if s.stop <= span.start)
+
+
+@pytest.mark.parametrize("options", [{"skip_sum": True}, {"residual": True}, {}])
+def test_a_language_model_has_the_fused_backends_loss_and_gradients(options):
+    def values(backend: str) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
+        model = LanguageModel(11, 6, layer_specs([6, 6, 6], rounds=1), backend=backend, **options)
+        tokens, targets = torch.randint(11, (2, 3, 2), generator=generator)
+        shapes = model.mask_shapes
+        rates = {f"{name}_dropout": 0.4 for name in ("input", "inter_layer", "state", "weight")}
+        masks = draw_masks(RegularizationConfig(**rates), shapes, (3, 2), generator)
+        loss, states = model.loss(tokens, targets, model.zero_states(2), masks)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        return [loss.detach(), *(s.detach() for state in states for s in state), *gradients]
+
+    torch.testing.assert_close(values("triton"), values("fused"), rtol=1e-5, atol=1e-6)

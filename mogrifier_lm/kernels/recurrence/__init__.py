@@ -10,7 +10,7 @@ import torch
 from mogrifier_lm.kernels.recurrence import fused, native, reference, triton
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
-__all__ = ["BACKENDS", "Options", "Round", "Weights", "resolve"]
+__all__ = ["BACKENDS", "STACKS", "Options", "Round", "Weights", "resolve"]
 
 BACKENDS: dict[str, Callable[..., Any]] = {
     "reference": reference.recurrence,
@@ -18,6 +18,10 @@ BACKENDS: dict[str, Callable[..., Any]] = {
     "native": native.recurrence,
     "triton": triton.recurrence,
 }
+
+# Backends that run layers on each other at once: (x, states, weights, options, state_masks, masks
+# between layers) -> outputs, states; see `triton.wavefront.stack`.
+STACKS: dict[str, Callable[..., Any]] = {"triton": triton.stack}
 
 CONDITIONS = {"native": native.unsupported, "triton": triton.unsupported}  # of those that have any
 

@@ -1,11 +1,12 @@
 """The recurrences in Triton for CUDA devices: a few fused kernels a step.
 
-`kernels` and `rlstm` are these, `layer` puts them behind each other, `stack` runs layers side by
-side. With TRITON_INTERPRET=1 Triton's interpreter runs them on a CPU, rightly in float32 alone.
+`kernels` and `rlstm` are these, `layer` puts them behind each other, `wavefront` runs layers side
+by side. With TRITON_INTERPRET=1 Triton's interpreter runs them on a CPU, rightly in float32 alone.
 """
 
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,12 @@ def recurrence(
     """
     if reason := unsupported(options.cell, x.device, weights.hh.dtype):
         raise ValueError(reason)
-    from mogrifier_lm.kernels.recurrence.triton.stack import stack
-
     (output,), ((h, c),) = stack(x, [(h, c)], [weights], options, [state_mask], [])
     return output, h, c
+
+
+def stack(*arguments: Any) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """See `wavefront.stack`; Triton is imported when it is first called."""
+    from mogrifier_lm.kernels.recurrence.triton import wavefront
+
+    return wavefront.stack(*arguments)
