@@ -13,8 +13,7 @@ from omegaconf import DictConfig
 
 from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.data.synthetic import VOCAB_SIZE, SyntheticLanguage
-from mogrifier_lm.launch.job import compose
-from mogrifier_lm.runs.run import run
+from mogrifier_lm.launch.job import compose, tracked_run
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +90,7 @@ def train(overrides: Sequence[str], run_dir: Path) -> list[dict[str, float]]:
     config = validate(compose_config(overrides))
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir)
-    run(config, run_dir, overrides)
+    tracked_run(config, run_dir, overrides)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 

@@ -16,7 +16,6 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert measures.circles(measures.imports()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a run opens its tracker and draws its curves itself")
 def test_the_core_imports_no_wing() -> None:
     assert measures.wing_imports(measures.imports()) == []
 

@@ -21,6 +21,7 @@ from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.explain import EXPECTED, explain, of_launcher
 from mogrifier_lm.launch.job import compose, train_job
 from mogrifier_lm.options import Config
+from mogrifier_lm.reports.table import score_table
 from mogrifier_lm.training import parallel
 
 
@@ -108,8 +109,7 @@ def _evaluate() -> None:
         config, folder = load(own[0].removeprefix("run="))
         from mogrifier_lm.runs.evaluate import evaluate_run
 
-        evaluate_run(config, folder)
-        return
+        return print(f"\n{score_table(evaluate_run(config, folder))}")
     # Every scalar a text: 01 is the name of a folder.
     sides = yaml.load(own[0].removeprefix("compare="), yaml.BaseLoader)
     if not isinstance(sides, list) or len(sides) != 2:

@@ -5,12 +5,15 @@ Imports here are light: torch, datasets and wandb come in when a run needs them.
 
 import functools
 import logging
+import math
 import os
 import re
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -33,10 +36,13 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.launch.explain import explain
 from mogrifier_lm.options import Config
-from mogrifier_lm.reports.folders import MULTIRUN
-from mogrifier_lm.reports.table import objective
+from mogrifier_lm.reports.folders import MULTIRUN, sweep_of
+from mogrifier_lm.reports.table import final_table, objective
 from mogrifier_lm.terminal import shown
 from mogrifier_lm.training import parallel
+
+if TYPE_CHECKING:
+    from mogrifier_lm.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +175,8 @@ def _follow(node: DictConfig, folder: Path, overrides: Sequence[str]) -> float:
     config = resume_config(node, folder, overrides) if node.resume else validate(node)
     from mogrifier_lm.runs.run import run
 
-    return run(config, folder, overrides)
+    run(config, folder)
+    return math.nan  # the first process speaks for all
 
 
 def run_in(
@@ -207,9 +214,7 @@ def run_in(
         save_config(config, folder)
         path.unlink(missing_ok=True)  # of the part that failed
         begun = True
-        from mogrifier_lm.runs.run import run
-
-        return run(config, folder, overrides)
+        return tracked_run(config, folder, overrides)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         status = "interrupted" if interrupted else "failed"
@@ -223,6 +228,92 @@ def run_in(
         with open(folder / "train.log", "a") as file:
             traceback.print_exc(file=file)
         raise
+
+
+def tracked_run(config: Config, folder: Path, overrides: Sequence[str]) -> float:
+    """A run, shown where its tracker says and, once it has ended, drawn and printed."""
+    from mogrifier_lm.runs.run import run
+    from mogrifier_lm.training.checkpoint import BEST
+
+    opened: list[Tracker] = []
+    with ExitStack() as stack:
+
+        def open_tracker(values: Mapping[str, Any]) -> Callable[[Mapping[str, float]], None]:
+            tracker = _open_tracker(config, folder, overrides, values)
+            opened.append(stack.enter_context(tracker))
+            return tracker.log
+
+        summary = run(config, folder, open_tracker)
+        (tracker,) = opened
+        drawn = _draw(folder)
+        tracker.summary(summary)
+        if drawn:
+            tracker.log_image("curves", drawn)
+        if config.tracker.artifacts:
+            names = ("config.yaml", "tokenizer.json", "tokenizer.model", BEST)
+            files = [Path(name) for name in names if (folder / name).is_file()]
+            tracker.log_model(folder, files, summary)
+    log.info("%s", final_table(summary, shown(folder)))
+    return objective(summary)
+
+
+def _draw(folder: Path) -> Path | None:
+    """curves.png; None, and a line that says so, without matplotlib."""
+    try:
+        from mogrifier_lm.reports.plots import plot_curves
+
+        return plot_curves(folder)
+    except ImportError as error:
+        log.warning("curves.png is left out: %s", error)
+        return None
+
+
+def _open_tracker(
+    config: Config, folder: Path, overrides: Sequence[str], values: Mapping[str, Any]
+) -> "Tracker":
+    from mogrifier_lm.tracking.tracker import build_tracker
+    from mogrifier_lm.training import checkpoint
+
+    t = config.tracker
+    if begun := read_json(folder / "overrides.json"):  # a run that goes on keeps its name
+        overrides = [f"{k}={v}" for k, v in begun.items()]
+    chosen = dict(o.split("=", 1) for o in overrides if o.startswith(("experiment=", "sweep=")))
+    names = [*chosen.values(), config.data.name, config.model.cell]
+    names += ["mogrifier"] if config.model.rounds else []
+    state = folder / "wandb.json"
+    run_id = read_json(state).get("run_id")
+    if not run_id and (folder / checkpoint.LAST).is_file():  # where older versions kept it
+        _, saved = checkpoint.load(folder / checkpoint.LAST)
+        run_id = saved["progress"].get("run_id")
+    tracker = build_tracker(
+        kind=t.name,
+        mode=t.mode,
+        project=t.project,
+        entity=t.entity,
+        run_dir=folder,
+        config={**values, "overrides": list(overrides)},
+        group=t.group or sweep_of(folder),
+        name=t.run_name or short_name(overrides) or folder.name,
+        tags=list(dict.fromkeys([*t.tags, *(name[:64] for name in names)])),
+        run_id=run_id,
+    )
+    if tracker.run_id:
+        write_json(state, {"run_id": tracker.run_id})
+    return tracker
+
+
+def short_name(overrides: Sequence[str]) -> str:
+    """What tells a run from others: rounds=3,seed=1 of model.rounds=3 and seed=1.
+
+    A key keeps its whole path where its last part alone would be another key's too.
+    """
+    skipped = ("tracker", "sweep=", "data.dir=", "data.cache_dir=")
+    pairs = [o.lstrip("+").split("=", 1) for o in overrides if not o.startswith(skipped)]
+    last = [pair[0].rpartition(".")[2] for pair in pairs]
+    return ",".join(
+        "=".join([key if last.count(short) > 1 else short, *value])
+        for short, (key, *value) in zip(last, pairs, strict=True)
+    )
 
 
 def grid(sweep_dir: Path) -> list[dict[str, str]]:

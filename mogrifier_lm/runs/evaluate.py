@@ -17,7 +17,6 @@ from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import Config
-from mogrifier_lm.reports.table import score_table
 from mogrifier_lm.runs.build import check_device, load_model, saved_corpus, use_threads
 
 log = logging.getLogger(__name__)
@@ -88,8 +87,11 @@ def _load(config: Config, run_dir: Path) -> LanguageModel:
     return load_model(run_dir, check_device(config.trainer.device))
 
 
-def evaluate_run(config: Config, run_dir: Path) -> None:
+def evaluate_run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Score a run with the evaluators of the config; summary.json takes each's entry as it ends.
+
+    Returns:
+        What summary.json holds then.
 
     Raises:
         UserError: no evaluators, no checkpoint, or text that has changed since.
@@ -103,7 +105,7 @@ def evaluate_run(config: Config, run_dir: Path) -> None:
             for split, figures in entries({name: results}, corpus, SCORED).items():
                 summary[split] = {**summary.get(split, {}), **figures}
             write_json(path, summary)
-    log.info("\n%s", score_table(summary))
+    return summary
 
 
 @dataclass

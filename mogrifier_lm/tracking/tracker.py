@@ -40,19 +40,17 @@ class Tracker:
 
     Args:
         run: a started W&B run; None for a tracker that does nothing.
-        run_id: kept by a tracker that does nothing, so that a run which is resumed without W&B
-            once still finds its W&B run the next time.
         known_rows: that W&B has of an earlier part of the run; as many are not sent again.
 
     Attributes:
-        run_id: W&B's id of the run, to be saved in checkpoints; None where there is none.
+        run_id: W&B's id of the run, to be kept for its later parts; None where there is none.
     """
 
-    def __init__(self, run: Any = None, run_id: str | None = None, known_rows: int = 0) -> None:
+    def __init__(self, run: Any = None, known_rows: int = 0) -> None:
         self._run = run
         self._warned = False
         self._rows, self._known_rows = 0, known_rows
-        self.run_id: str | None = run_id if run is None else run.id
+        self.run_id: str | None = None if run is None else run.id
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Show the next row of metrics.jsonl, its number as "row".
@@ -212,7 +210,7 @@ def build_tracker(
     if wish not in MODES:
         raise UserError(f"WANDB_MODE={wish} is unknown here: online, offline or disabled")
     if kind == "none" or wish == "disabled":
-        return Tracker(run_id=run_id)
+        return Tracker()
     # Without this wandb sends telemetry to its server, and where that does not answer the process
     # takes 20 s longer to exit.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -228,7 +226,7 @@ def build_tracker(
             "wandb is not installed: the run is not tracked by W&B; its files in %s are complete",
             run_dir,
         )
-        return Tracker(run_id=run_id)
+        return Tracker()
 
     # A job of a multirun that left its run open: wandb would join this one to it, and login() says
     # False as long as there is an open run.
@@ -292,7 +290,7 @@ def build_tracker(
             where = run.url if attempt == "online" else f"wandb sync {run.settings.sync_dir}"
             log.info("W&B run %s, %s: %s", run.id, attempt, where)
             return _caught_up(run, run_dir)
-    return Tracker(run_id=run_id)
+    return Tracker()
 
 
 def _caught_up(run: Any, run_dir: Path) -> Tracker:

@@ -52,7 +52,6 @@ class Progress:
     since_best: int = 0  # validations
     since_drop: int = 0  # validations without improvement since the last drop of the rate
     metrics_bytes: int = 0  # length of metrics.jsonl
-    run_id: str | None = None  # the tracker's
     finished: str | None = None  # why training ended
 
 
@@ -155,7 +154,8 @@ class Trainer:
             self.lengths.set_state(tensors["lengths"])
             self.sums.copy_(tensors["sums"])
             # Asked anew, since a resumed run may have been given further limits.
-            self.progress = Progress(**{**values["progress"], "finished": None})
+            saved = {k: v for k, v in values["progress"].items() if k in vars(self.progress)}
+            self.progress = Progress(**{**saved, "finished": None})
             self.progress.finished = self._finished()
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
@@ -195,8 +195,6 @@ class Trainer:
         last_save, mark, mark_tokens = began, began, p.tokens
         total = total_steps(self.train, self.config)
         bar = progress_bar(total=total, initial=p.step, unit="step")
-        if p.step == 0:
-            self.save()  # one that is cut before its first validation keeps its tracker's run, too
         with bar, logging_redirect_tqdm():
             while not p.finished:
                 passes = p.epoch

@@ -31,7 +31,7 @@ def trained(request: pytest.FixtureRequest, small: list[str], tmp_path: Path) ->
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     save_config(config, run_dir)
-    run(config, run_dir, [])
+    run(config, run_dir)
     return run_dir
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from mogrifier_lm.config import validate
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.launch.job import tracked_run
 from mogrifier_lm.options import Config
-from mogrifier_lm.runs.run import run
 from mogrifier_lm.tracking import dashboard
 from mogrifier_lm.tracking.tracker import read_offline
 from tests.conftest import ROOT, compose_config
@@ -44,7 +44,7 @@ def test_panels_show_what_runs_log(small: list[str], tmp_path: Path) -> None:
     assert first["groupArea"] == "stddev"
 
     config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=offline"]))
-    run(config, tmp_path, [])
+    tracked_run(config, tmp_path, [])
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     logged = read_offline(folder)
     rows = [set(row) for row in logged["history"]]

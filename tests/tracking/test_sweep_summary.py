@@ -9,9 +9,9 @@ import pytest
 
 from mogrifier_lm import load_model
 from mogrifier_lm.config import save_config, validate
+from mogrifier_lm.launch.job import tracked_run
 from mogrifier_lm.reports.folders import Run, ended, read_runs
 from mogrifier_lm.reports.report import write_report
-from mogrifier_lm.runs.run import run
 from mogrifier_lm.tracking.sweep_summary import track_sweep
 from mogrifier_lm.tracking.tracker import read_offline
 from tests.conftest import compose_config
@@ -87,7 +87,7 @@ def test_the_model_of_a_run_is_an_artifact_that_loads(
     options = ["tracker=wandb", "tracker.mode=online", "tracker.artifacts=true"]
     config = validate(compose_config([*small, *options]))
     save_config(config, tmp_path)
-    run(config, tmp_path, [])
+    tracked_run(config, tmp_path, [])
     (artifact,) = server.artifacts.values()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert json.loads(artifact["metadata"])["test/static/ppl"] == summary["test"]["static"]["ppl"]

@@ -14,7 +14,7 @@ import pytest
 
 from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.runs.run import run, short_name
+from mogrifier_lm.launch.job import short_name, tracked_run
 from mogrifier_lm.tracking import tracker as tracking
 from mogrifier_lm.tracking.tracker import Tracker, build_tracker, read_offline
 from tests.conftest import ROOT, compose_config
@@ -188,7 +188,7 @@ def test_an_image_is_kept(tmp_path: Path) -> None:
 
 def test_wandb_mode_decides_for_auto_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert build(tmp_path, run_id="abc").run_id == "abc"
+    assert build(tmp_path, run_id="abc").run_id is None
     assert not tmp_path.joinpath("wandb").exists()
     with build(tmp_path, mode="offline"):
         pass
@@ -304,7 +304,7 @@ def test_training_goes_on_without_its_server(
     monkeypatch.setattr(Tracker, "log", stop_at_third)
     config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=online"]))
     began = time.perf_counter()
-    run(config, tmp_path, [])
+    tracked_run(config, tmp_path, [])
     assert time.perf_counter() - began < 60  # of which 2 wait for the server
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "completed"
@@ -329,8 +329,8 @@ def test_a_run_cut_before_its_first_validation_keeps_its_id(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Tracker, "log", cut)
-        run(config, tmp_path, [])
-    run(config, tmp_path, [])
+        tracked_run(config, tmp_path, [])
+    tracked_run(config, tmp_path, [])
     parts = [folder.name for folder in tmp_path.glob("wandb/offline-run-*")]
     assert len(parts) == 2 and len({name.split("-")[3] for name in parts}) == 1, parts
 
@@ -400,8 +400,8 @@ def test_without_wandb(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "wandb", None)
-        tracker = build(tmp_path, run_id="abc")
-        assert tracker.run_id == "abc"
+        tracker = build(tmp_path)
+        assert tracker.run_id is None
         assert [r.message for r in caplog.records] == [
             "wandb is not installed: the run is not tracked by W&B; "
             f"its files in {tmp_path} are complete"
