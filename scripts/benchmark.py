@@ -46,10 +46,10 @@ from torch.nn.functional import cross_entropy, linear
 from mogrifier_lm.cells import CellSpec, RecurrentLayer
 from mogrifier_lm.evaluators import static_nats
 from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy
+from mogrifier_lm.kernels.graphs import Graphed
 from mogrifier_lm.kernels.recurrence import BACKENDS, resolve
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import OptimizerConfig
-from mogrifier_lm.training.graphs import Graphed
 from mogrifier_lm.training.optim import build_optimizer
 
 VOCAB, PTB_TEST = 10_000, 82_430

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.data import IGNORE
+from mogrifier_lm.evaluators.captured import flattened, nested
 from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
+from mogrifier_lm.kernels.graphs import Graphed
 from mogrifier_lm.model import LanguageModel, States, restored
 
 
@@ -40,22 +42,33 @@ def dynamic(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Eval
 def _adapt(
     task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
 ) -> Iterator[Evaluation]:
-    model, params = task.model, list(task.model.parameters())
+    model, params = task.model, list[Tensor](task.model.parameters())
     steps, pulls = _coefficients(task, settings)
     states, hiddens = model.zero_states(1), []
+    sizes = [len(state) for state in states]
     nats: list[list[Tensor]] = [[] for _ in temperatures]
     with restored(params) as trained:
+
+        def learn(inputs_T1: Tensor, targets_T1: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+            """Score a window, then move the weights in their place."""
+            before = nested(flat, sizes)
+            gradients, hidden, after = _gradients(model, params, inputs_T1, targets_T1, before)
+            targets_T = targets_T1.flatten()
+            found = [model.output_nats(hidden, targets_T, t) for t in temperatures]
+            with torch.no_grad():
+                torch._foreach_lerp_(params, trained, pulls)
+                torch._foreach_addcmul_(params, gradients, steps, value=-1)
+            return *found, hidden, *flattened(after)
+
+        graphed = Graphed(learn, params[0].device)
         for inputs_T1, targets_T1 in task.windows(text, settings["window"], "dynamic"):
-            gradients, hidden, states = _gradients(model, params, inputs_T1, targets_T1, states)
-            for found, temperature in zip(nats, temperatures, strict=True):
-                found.append(model.output_nats(hidden, targets_T1.flatten(), temperature))
+            results = graphed(inputs_T1, targets_T1, *flattened(states))
+            for found, nats_T in zip(nats, results, strict=False):
+                found.append(nats_T)
+            hidden, *flat = results[len(nats) :]
+            states = nested(flat, sizes)
             if "dynamic" in task.keep:
                 hiddens.append(hidden)
-            with torch.no_grad():
-                for p, p0, gradient, step, pull in zip(
-                    params, trained, gradients, steps, pulls, strict=True
-                ):
-                    p.lerp_(p0, pull).addcmul_(gradient, step, value=-1)
     for found in nats:
         nats_N = torch.cat(found).cpu()
         if hiddens:
@@ -107,10 +120,17 @@ def root_mean_squares(task: Task, settings: Settings) -> list[Tensor]:
         squares = [torch.zeros_like(p) for p in params]
         batch_size = min(batch_size, len(text))
         states, count = model.zero_states(batch_size), 0
+        sizes = [len(state) for state in states]
+
+        def add(inputs_TB: Tensor, targets_TB: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+            before = nested(flat, sizes)
+            gradients, _, after = _gradients(model, params, inputs_TB, targets_TB, before)
+            torch._foreach_addcmul_(squares, gradients, gradients)
+            return tuple(flattened(after))
+
+        graphed = Graphed(add, params[0].device)
         for inputs_TB, targets_TB in task.windows(text, window, "statistics", batch_size):
-            gradients, _, states = _gradients(model, params, inputs_TB, targets_TB, states)
-            for square, gradient in zip(squares, gradients, strict=True):
-                square.addcmul_(gradient, gradient)
+            states = nested(graphed(inputs_TB, targets_TB, *flattened(states)), sizes)
             count += 1
         task.memo[key] = [s.div_(count).sqrt_() for s in squares]
     rms: list[Tensor] = task.memo[key]

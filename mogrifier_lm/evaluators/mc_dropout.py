@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.regularization import SHARED, draw_masks, kind, masked, scaled
@@ -46,7 +47,7 @@ def _average(
         inputs_TB, hiddens = inputs_T1.expand(shape).contiguous(), []
         for i, state in enumerate(states):
             masks = draw_masks(rates, model.mask_shapes, shape, generator)
-            hidden, states[i] = model.encode(inputs_TB, state, masks)
+            hidden, states[i] = encode(model, inputs_TB, state, masks)
             hiddens.append(hidden.view(*shape, -1))
         hidden_TPE = torch.cat(hiddens, 1)
         for i, temperature in enumerate(temperatures):

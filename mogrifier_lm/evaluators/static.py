@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.data import IGNORE, Split
+from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
 from mogrifier_lm.model import LanguageModel
@@ -34,8 +35,7 @@ def _score(
     states, targets = task.model.zero_states(batch_size), []
     nats: list[list[Tensor]] = [[] for _ in temperatures]
     for inputs_TB, targets_TB in task.windows(text, window, "static", batch_size):
-        with torch.no_grad():
-            hidden, states = task.model.encode(inputs_TB, states)
+        hidden, states = encode(task.model, inputs_TB, states)
         for found, temperature in zip(nats, temperatures, strict=True):
             nats_N = task.model.output_nats(hidden, targets_TB.flatten(), temperature)
             found.append(nats_N.view_as(targets_TB))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mogrifier_lm.data import Split, Streams
 from mogrifier_lm.evaluators.score import Score, perplexity
+from mogrifier_lm.kernels.graphs import sent
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig
 from mogrifier_lm.terminal import progress_bar
@@ -67,7 +68,7 @@ class Task:
         bar = progress_bar(starts, desc=f"{doing}, {text.name}", unit="window", leave=False)
         for start in bar:
             inputs_TB, targets_TB = streams.window(start, window)
-            yield inputs_TB.to(device), targets_TB.to(device)
+            yield sent(inputs_TB, device), sent(targets_TB, device)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Score
+from mogrifier_lm.kernels.graphs import Graphed, sent
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import activation_penalty, draw_masks, drop, masked, of_streams
 from mogrifier_lm.terminal import progress_bar
 from mogrifier_lm.training import checkpoint
 from mogrifier_lm.training.averaging import Averaging, swapped
-from mogrifier_lm.training.graphs import Graphed
 from mogrifier_lm.training.parallel import Processes
 
 log = logging.getLogger(__name__)
@@ -274,13 +274,12 @@ class Trainer:
             keep_B1.bernoulli_(1 - rate, generator=self.generator)
             keep_B1 = keep_B1[self.columns]
         self._update(
-            inputs_TB.to(self.device, non_blocking=True),
-            targets_TB.to(self.device, non_blocking=True),
-            torch.tensor(float(num_tokens), device=self.device),
+            sent(inputs_TB, self.device),
+            sent(targets_TB, self.device),
+            torch.full((), float(num_tokens), device=self.device),
             keep_B1,
             *of_streams(masks, self.columns).values(),
         )
-        self.averaging.update()
         p.step += 1
         p.tokens += num_tokens
         p.position += num_steps
@@ -303,7 +302,7 @@ class Trainer:
         keep_B1: Tensor | None,
         *masks_drawn: Tensor,
     ) -> None:
-        """Loss, gradient, clipping and update of one window; states and sums in their place."""
+        """A window's loss, gradient, clipping, update, averages; states and sums in their place."""
         model, r = self.model, self.regularization
         masks = dict(zip(masked(r, model.mask_shapes), masks_drawn, strict=True))
         states = [(drop(h, keep_B1), drop(c, keep_B1)) for h, c in self.states]
@@ -328,6 +327,7 @@ class Trainer:
             torch._foreach_add_(grads, [p.detach() for p in parameters], alpha=r.l2)  # type: ignore[arg-type]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
         self.optimizer.step()
+        self.averaging.update()
         with torch.no_grad():
             for old, new in zip(self.states, states, strict=True):
                 old[0].copy_(new[0])

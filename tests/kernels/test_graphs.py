@@ -8,11 +8,11 @@ import torch
 
 from mogrifier_lm.data import Streams
 from mogrifier_lm.evaluators import Score
+from mogrifier_lm.kernels import graphs
+from mogrifier_lm.kernels.graphs import Graphed
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.runs.build import build_model
-from mogrifier_lm.training import graphs
 from mogrifier_lm.training.averaging import Averaging
-from mogrifier_lm.training.graphs import Graphed
 from mogrifier_lm.training.optim import build_optimizer
 from mogrifier_lm.training.trainer import Trainer
 
