@@ -1,38 +1,6 @@
-"""Build the W&B workspace and report of a project's runs, or of one sweep's.
+"""W&B's panels of a project or a sweep: see `python scripts/dashboard.py --help`."""
 
-python scripts/dashboard.py project=mogrifier_lm entity=NAME
-python scripts/dashboard.py project=mogrifier_lm entity=NAME group=SWEEP report=false
-python scripts/dashboard.py project=mogrifier_lm entity=NAME out=workspace.json
-
-Panels: perplexity against rounds by hidden size, mean and spread over seeds; curves over tokens,
-epochs and seconds; gradient norms; cost against perplexity; parallel coordinates; the machine. A
-sweep's group is its folder's name, 2026-01-31_12-00-00 where that is a time. Saving
-needs a W&B account (`wandb login`) and runs that have
-been uploaded; out=FILE writes the workspace as JSON and needs neither. Each call makes a new
-workspace and a new report, and prints their addresses.
-"""
-
-from pathlib import Path
-
-from mogrifier_lm.errors import UserError
-from mogrifier_lm.launch.cli import script
-from mogrifier_lm.tracking.dashboard import build_report, build_workspace, save, to_json
-
-
-def main(
-    *, project: str, entity: str, group: str = "", out: str = "", report: str = "true"
-) -> None:
-    if report not in ("true", "false"):
-        raise UserError(f"report={report}: true or false")
-    workspace = build_workspace(project, entity, group)
-    if out:
-        Path(out).write_text(to_json(workspace) + "\n")
-        print(out)
-        return
-    print(save(workspace))
-    if report == "true":
-        print(save(build_report(project, entity, group)))
-
+from mogrifier_lm.launch.commands.dashboard import command
 
 if __name__ == "__main__":
-    script(main)
+    command()

@@ -1,34 +1,6 @@
-"""Fetch, check and cut into tokens the text that a run would train on, and say what it is.
+"""Fetches, checks and counts a text: see `python scripts/prepare_data.py --help`."""
 
-    python scripts/prepare_data.py data=ptb
-    python scripts/prepare_data.py data=wikitext2 tokenizer=sentencepiece data.cache_dir=FOLDER
-
-It takes the keys of data and tokenizer that train.py takes, and does what train.py does first: text
-from the hub and arrays of tokens are kept in data.cache_dir, for machines without a network too.
-"""
-
-from mogrifier_lm.config import validate
-from mogrifier_lm.errors import UserError
-from mogrifier_lm.launch.cli import script
-from mogrifier_lm.launch.job import compose
-
-
-def main(*overrides: str) -> None:
-    from mogrifier_lm.data import UNK, load_corpus
-
-    if wrong := [o for o in overrides if not o.startswith(("data", "tokenizer"))]:
-        raise UserError(f"{wrong[0]}: only the keys of data and tokenizer are taken here")
-    config = validate(compose(overrides))
-    corpus = load_corpus(config.data, config.tokenizer)
-    print(f"{corpus.name}: {len(corpus.tokenizer):,} types of {config.tokenizer.name} tokens")
-    print(f"{'':5}  {'words':>11}  {'tokens':>11}  {'bytes':>11}  {'<unk>':>7}  sha256")
-    for name, split in corpus.splits.items():
-        words = corpus.tokenizer.decode_words(split.ids)
-        print(
-            f"{name:5}  {split.words:11,}  {len(split.ids):11,}  {split.bytes:11,}  "
-            f"{words.count(UNK) / len(words):7.2%}  {split.sha256[:16]}"
-        )
-
+from mogrifier_lm.launch.commands.prepare_data import command
 
 if __name__ == "__main__":
-    script(main)
+    command()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-import yaml
 from omegaconf import OmegaConf
 
 from mogrifier_lm.config import validate, without_effect
@@ -17,8 +16,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.options import Config, Counts, EvaluatorsConfig, ModelConfig
 from tests.conftest import ROOT, compose_config
 
-FOR_WANDB = sorted((ROOT / "configs/wandb").glob("*.yaml"))  # not of train.py
-GROUP_FILES = sorted(p for p in (ROOT / "configs").glob("*/**/*.yaml") if p not in FOR_WANDB)
+GROUP_FILES = sorted((ROOT / "configs").glob("*/**/*.yaml"))
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -59,29 +57,6 @@ def test_every_documented_command_composes(command: str) -> None:
         swept = "-m" in arguments and "," in value and "[" not in value
         overrides.append(f"{key}={value.split(',')[0]}" if swept else argument)
     validate(compose_config(overrides))
-
-
-@pytest.mark.parametrize("path", FOR_WANDB, ids=lambda p: p.stem)
-def test_every_value_of_a_wandb_sweep_composes(path: Path) -> None:
-    """Its command is expanded as wandb's agent does it, by wandb's own code."""
-    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
-    sweep = yaml.safe_load(path.read_text())
-    values = {
-        key: spec.get("values") or [spec["min"], spec["max"]]
-        for key, spec in sweep["parameters"].items()
-    }
-    jobs = [{key: options[0] for key, options in values.items()}]
-    jobs += [jobs[0] | {key: value} for key, options in values.items() for value in options]
-    for job in jobs:
-        macros = utils.create_sweep_command_args({"args": {k: {"value": job[k]} for k in job}})
-        macros |= {"env": [], "interpreter": ["python"], "program": [sweep["program"]]}
-        arguments: list[str] = []
-        for chunk in utils.create_sweep_command(sweep["command"]):
-            arguments += macros[chunk[2:-1]] if chunk.startswith("${") else [chunk]
-        assert arguments[:2] == ["python", "train.py"]
-        config = validate(compose_config(arguments[2:]))
-        assert config.seed == job.get("seed", 1) and config.model.rounds == job["model.rounds"]
-    assert sweep["metric"]["name"] in ("valid/static/ppl", "valid/ppl")
 
 
 def test_constructors_refuse_unknown_keys() -> None:

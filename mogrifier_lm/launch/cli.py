@@ -1,4 +1,4 @@
-"""Command lines: what train.py, the scripts and the console command call.
+"""Command lines: train's is Hydra's, that of every other command is KEY=VALUE.
 
 Imports here are light: torch, datasets and wandb come in when a run needs them.
 """
@@ -6,22 +6,21 @@ Imports here are light: torch, datasets and wandb come in when a run needs them.
 import inspect
 import logging
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import hydra
-import yaml
 
-from mogrifier_lm.config import CONFIG_DIR, resume_config
+from mogrifier_lm.config import CONFIG_DIR
 from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.explain import EXPECTED, explain, of_launcher
-from mogrifier_lm.launch.job import compose, train_job
-from mogrifier_lm.options import Config
-from mogrifier_lm.reports.table import score_table
+from mogrifier_lm.launch.job import train_job
 from mogrifier_lm.training import parallel
 
 
@@ -78,79 +77,59 @@ def train() -> None:
     )
 
 
-# What may be given beside the run itself, which is scored as it was trained.
-SCORABLE = (
-    "debug=",
-    "evaluators",
-    "data.dir=",
-    "data.cache_dir=",
-    "trainer.device=",
-    "trainer.threads=",
-)
-
-
-def evaluate() -> None:
-    """The command `python scripts/evaluate.py`."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    guarded(_evaluate)
-
-
-def _evaluate() -> None:
-    own = [a for a in sys.argv[1:] if a.startswith(("run=", "compare="))]
-    overrides = [a for a in sys.argv[1:] if a not in own]
-    if len(own) != 1:
-        raise UserError("give either run=RUN_DIR or compare=[RUN_A,RUN_B]")
-    node = compose(overrides)
-
-    def load(folder: str) -> tuple[Config, Path]:
-        return resume_config(node, Path(folder), overrides, SCORABLE), Path(folder)
-
-    if own[0].startswith("run="):
-        config, folder = load(own[0].removeprefix("run="))
-        from mogrifier_lm.runs.evaluate import evaluate_run
-
-        return print(f"\n{score_table(evaluate_run(config, folder))}")
-    # Every scalar a text: 01 is the name of a folder.
-    sides = yaml.load(own[0].removeprefix("compare="), yaml.BaseLoader)
-    if not isinstance(sides, list) or len(sides) != 2:
-        raise UserError(f"{own[0]}: compare=[RUN_A,RUN_B] takes two runs, or two lists of runs")
-    runs = [[load(f) for f in (side if isinstance(side, list) else [side])] for side in sides]
-    from mogrifier_lm.runs.evaluate import compare_runs
-
-    compare_runs(runs)
-
-
-def script(main: Callable[..., None], after_interrupt: str = "") -> None:
+def script(main: Callable[..., Any], after_interrupt: str = "") -> None:
     """Call `main` with the KEY=VALUE arguments of the command line.
 
-    The keys, their types and defaults are those of its parameters; *overrides among them take the
-    arguments of other keys as they are. Its module's docstring is what --help shows.
+    The keys, their types and defaults are those of its parameters; a list is typed with commas,
+    with brackets or without. *arguments among them, if there are, take what is no key of its own:
+    overrides of train.py where they are of type str, files and folders where they are Paths. The
+    docstring of its module is what --help shows, and debug=true shows the whole of an error.
+
+    Args:
+        main: of the command.
+        after_interrupt: what is said after Ctrl-C.
     """
-    arguments = [a for a in sys.argv[1:] if a.lower() != "debug=true"]
+    arguments = [a for a in sys.argv[1:] if a.lower() not in ("debug=true", "debug=false")]
     guarded(lambda: _call(main, arguments), after_interrupt)
 
 
-def _call(main: Callable[..., None], arguments: Sequence[str]) -> None:
+def _call(main: Callable[..., Any], arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
-        return print(main.__globals__["__doc__"])
+        return print(main.__globals__["__doc__"].strip())
     parameters = dict(inspect.signature(main).parameters)
-    passes, rest = parameters.pop("overrides", None), []
+    variadic = next((p for p in parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+    rest: list[Any] = []
+    if variadic:
+        del parameters[variadic.name]
     values = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument} is not KEY=VALUE; --help shows the keys")
-        if key not in parameters and passes:
-            rest.append(argument)
-            continue
-        if key not in parameters:
+        if equals and key in parameters:
+            values[key] = _read(argument, parameters[key].annotation, value)
+        elif variadic and (variadic.annotation is str if equals else variadic.annotation is Path):
+            rest.append(variadic.annotation(argument))
+        elif variadic and equals and not re.fullmatch(r"\w+", key):  # a path with a "=" in it
+            rest.append(variadic.annotation(argument))
+        elif equals:
             raise UserError(f"unknown key {key}; {nearest(key, list(parameters))}")
-        kind = parameters[key].annotation
-        try:
-            values[key] = kind(value)
-        except ValueError as error:
-            raise UserError(f"{argument}: the value must be of type {kind.__name__}") from error
+        else:
+            raise UserError(f"{argument} is not KEY=VALUE; --help shows the keys")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in values:
             raise UserError(f"give {key}=…; --help shows the keys")
     main(*rest, **values)
+
+
+def _read(argument: str, hint: Any, text: str) -> Any:
+    """The value of an argument, of the type that a parameter is annotated with."""
+    if get_origin(hint) is list:
+        parts = text.removeprefix("[").removesuffix("]").split(",")
+        return [_read(argument, get_args(hint)[0], part.strip()) for part in parts if part.strip()]
+    if NoneType in get_args(hint):
+        (hint,) = set(get_args(hint)) - {NoneType}
+        return None if text == "null" else _read(argument, hint, text)
+    try:
+        return {"true": True, "false": False}[text.lower()] if hint is bool else hint(text)
+    except (ValueError, KeyError) as error:
+        kind = "true or false" if hint is bool else f"of type {hint.__name__}"
+        raise UserError(f"{argument}: the value must be {kind}") from error

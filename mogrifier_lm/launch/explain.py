@@ -24,8 +24,6 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, UserError):
             return str(cause)
     text = "\n".join(str(cause) for cause in chain)
-    if "Could not override 'wandb'" in text:
-        return "wandb is no group: tracker=wandb, or `wandb sweep configs/wandb/NAME.yaml`"
     path = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
     if unknown and unknown[2] in SCHEMAS:

@@ -106,11 +106,11 @@ def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
 
 
 def config_groups() -> str:
-    """What --help lists; not configs/wandb, whose files are for `wandb sweep`, nor Hydra's own."""
+    """What --help lists; not Hydra's own."""
     options: dict[str, list[str]] = {}
     for path in sorted(CONFIG_DIR.glob("*/**/*.yaml")):
         group = path.parent.relative_to(CONFIG_DIR)
-        if group.parts[0] not in ("wandb", "hydra"):
+        if group.parts[0] != "hydra":
             options.setdefault(group.as_posix(), []).append(path.stem)
     return "\n".join(f"{group}: {', '.join(options[group])}" for group in sorted(options))
 
@@ -131,6 +131,15 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run with, not yet validated."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         return hydra.compose("config", overrides=list(overrides))
+
+
+def compose_grid(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Key → values of the grid that `python train.py OVERRIDES` sweeps; {} where it is no sweep."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        node = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        params = node.hydra.sweeper.get("params") or {}
+        parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()])
+    return {o.get_key_element(): list(o.sweep_string_iterator()) for o in parsed}
 
 
 def train_job(node: DictConfig) -> float:

@@ -1,11 +1,13 @@
 """score.py and generate.py on run folders of both tokenizers."""
 
+import importlib
 import json
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.data import WordTokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import _call
+from mogrifier_lm.launch.commands import prepare_data
 from mogrifier_lm.runs.build import saved_tokenizer
 from mogrifier_lm.runs.run import run
 from tests.conftest import ROOT, compose_config
@@ -38,7 +41,7 @@ def trained(request: pytest.FixtureRequest, small: list[str], tmp_path: Path) ->
 def test_prepared_text_is_counted(
     text_dir: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare: Main = runpy.run_path(str(ROOT / "scripts/prepare_data.py"))["main"]
+    prepare = prepare_data.main
     where = ["data=text", f"data.dir={text_dir}", f"data.cache_dir={cache_dir}"]
     for tokenizer in ([], SUBWORDS):
         prepare(*where, *tokenizer)
@@ -125,6 +128,66 @@ def test_arguments_are_checked() -> None:
         with pytest.raises(UserError) as caught:
             _call(score, arguments)
         assert str(caught.value).startswith(message)
+
+
+def test_arguments_are_read_as_their_parameters_say(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def main(
+        *folders: Path,
+        out: Path | None = None,
+        ok: bool = True,
+        what: list[int] | None = None,
+        name: str = "",
+    ) -> None:
+        seen.append((folders, out, ok, what, name))
+
+    for arguments, expected in {
+        (): ((), None, True, None, ""),
+        ("a/b", "runs/x=1", "out=c=d", "ok=False"): (
+            (Path("a/b"), Path("runs/x=1")), Path("c=d"), False, None, "",
+        ),
+        ("what=[1, 2]", "name=he: [x]", "out=null"): ((), None, True, [1, 2], "he: [x]"),
+        ("what=4,5", "name=010"): ((), None, True, [4, 5], "010"),
+    }.items():  # fmt: skip
+        _call(main, arguments)
+        assert seen.pop() == expected
+    for argument, message in {
+        "ok=maybe": "ok=maybe: the value must be true or false",
+        "what=1,x": "what=1,x: the value must be of type int",
+        "ot=x": "unknown key ot; did you mean out?",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            _call(main, [argument])
+        assert str(caught.value) == message and not seen
+
+
+COMMANDS = sorted(
+    path.stem
+    for path in (ROOT / "mogrifier_lm/launch/commands").glob("*.py")
+    if path.stem[0] != "_"
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_a_manual_and_a_door(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"mogrifier_lm.launch.commands.{name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["", "--help"])
+        runpy.run_path(str(ROOT / f"scripts/{name}.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert shown == module.__doc__.strip() + "\n" and f"python scripts/{name}.py" in shown
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    target = f"mogrifier_lm.launch.commands.{name}:command"
+    assert declared[f"mogrifier-{name.replace('_', '-')}"] == target
+
+
+def test_debug_shows_the_whole_of_an_error(tmp_path: Path) -> None:
+    for name in ("report", "evaluate"):
+        where = [f"run={tmp_path}"] if name == "evaluate" else [str(tmp_path)]
+        command = [sys.executable, str(ROOT / f"scripts/{name}.py"), *where, "debug=true"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" in done.stderr
 
 
 def test_an_error_is_one_line(tmp_path: Path) -> None:

@@ -173,7 +173,6 @@ BAD = {
     "evaluators.cache.theta=[0.5]": "an evaluator has to be named beside it",
     "model.top_hidden_size=5": "model.top_hidden_size needs two layers or more",
     "resume=nowhere": "resume=nowhere: no config.yaml there",
-    "wandb=rounds": "wandb is no group: tracker=wandb, or `wandb sweep",
     "hydra.run.dir=/proc/nothing": "/proc/nothing",
 }
 
@@ -210,7 +209,6 @@ def test_help_is_short_and_quick(tmp_path: Path) -> None:
         "trainer.max_epochs",
     ):
         assert word in done.stdout
-    assert "wandb: rounds" not in done.stdout, "configs/wandb is no group of train.py"
 
 
 def test_fine_tuning_starts_from_the_averaged_weights_of_another_run(

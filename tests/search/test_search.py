@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -19,6 +18,8 @@ import pytest
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import locked
 from mogrifier_lm.launch import cli
+from mogrifier_lm.launch.commands import report as report_command
+from mogrifier_lm.launch.commands import search as search_command
 from mogrifier_lm.launch.explain import EXPECTED, explain
 from mogrifier_lm.reports.folders import STUDY, read_runs
 from mogrifier_lm.reports.page import page
@@ -238,7 +239,7 @@ def test_what_is_given_is_not_searched_and_jobs_share_the_cores(
 
 
 def documented() -> list[str]:
-    files = [ROOT / "README.md", ROOT / "scripts/search.py", *SPACES.glob("*.yaml")]
+    files = [ROOT / "README.md", Path(search_command.__file__), *SPACES.glob("*.yaml")]
     found = {
         line
         for f in files
@@ -249,11 +250,10 @@ def documented() -> list[str]:
 
 @pytest.mark.parametrize("command", documented())
 def test_every_documented_search_composes(command: str) -> None:
-    main = runpy.run_path(str(ROOT / "scripts/search.py"))["main"]
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(Search, "run", lambda self: None)
-        cli._call(main, shlex.split(command))
+        cli._call(search_command.main, shlex.split(command))
 
 
 def test_commands_are_documented() -> None:
@@ -295,9 +295,8 @@ def searched(tmp_path: Path) -> Path:
 
 
 def test_the_report_of_a_search(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report: Callable[..., None] = runpy.run_path(str(ROOT / "scripts/report.py"))["main"]
     html = searched / "page.html"
-    report([str(searched), f"html={html}"])
+    report_command.main(searched, html=html)
     text = (searched / "report/sweep.md").read_text()
     assert text.rstrip() in capsys.readouterr().out
     assert "28 runs: 26 completed, 1 pruned, 1 failed." in text and "best on validation" in text

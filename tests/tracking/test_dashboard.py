@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import re
-import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,12 @@ import pytest
 
 from mogrifier_lm.config import validate
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.launch.commands.dashboard import main
 from mogrifier_lm.launch.job import tracked_run
 from mogrifier_lm.options import Config
 from mogrifier_lm.tracking import dashboard
 from mogrifier_lm.tracking.tracker import read_offline
-from tests.conftest import ROOT, compose_config
+from tests.conftest import compose_config
 from tests.wandb_stand_in import WandbStandIn
 
 pytest.importorskip("wandb_workspaces")
@@ -25,7 +24,6 @@ pytestmark = [
     pytest.mark.usefixtures("own_wandb"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-main: Callable[..., None] = runpy.run_path(str(ROOT / "scripts/dashboard.py"))["main"]
 
 
 def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -34,7 +32,7 @@ def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_panels_show_what_runs_log(small: list[str], tmp_path: Path) -> None:
-    main(project="p", entity="me", group='it\'s a "sweep"', out=str(tmp_path / "w.json"))
+    main(project="p", entity="me", group='it\'s a "sweep"', out=tmp_path / "w.json")
     text = (tmp_path / "w.json").read_text()
     found = panels(json.loads(text)["spec"])
     kinds = {panel["viewType"] for panel in found}
@@ -75,15 +73,13 @@ def test_the_script_saves_a_workspace_and_a_report(
     assert report["type"] == "runs" and "sweep/plot" in report["spec"]
     urls = capsys.readouterr().out.split()
     assert len(urls) == 2 and all(url.startswith(server.url) for url in urls)
-    main(project="p", entity="me", report="false")
+    main(project="p", entity="me", report=False)
     assert len(server.views) == 3
 
 
 def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="wandb login"):
         main(project="p", entity="me")
-    with pytest.raises(UserError, match="true or false"):
-        main(project="p", entity="me", report="maybe")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports", None)
     with pytest.raises(UserError, match=r'pip install "mogrifier_lm\[dashboards\]"'):

@@ -1,0 +1,58 @@
+"""Scores the best checkpoint of a run, or compares those of two runs on the same text.
+
+python scripts/evaluate.py run=RUN_DIR evaluators=[static,dynamic,cache,mc_dropout]
+python scripts/evaluate.py run=RUN_DIR evaluators=[dynamic] evaluators.dynamic.lr=[1e-4,3e-4]
+python scripts/evaluate.py compare=[RUN_A,RUN_B]
+python scripts/evaluate.py compare=[[A_SEED1,A_SEED2],[B_SEED1,B_SEED2]]
+
+Evaluators: static, dynamic, cache, dynamic_cache, mc_dropout, rounds; their settings are in
+docs/options.md. Those that are lists are tuned on the validation text, and test is scored once. The
+run's summary.json takes the scores in; tuning.json holds every trial. What else may be given, as
+to train.py: data.dir, data.cache_dir, trainer.device, trainer.threads.
+"""
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from mogrifier_lm.config import resume_config
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.launch.cli import script
+from mogrifier_lm.launch.job import compose
+from mogrifier_lm.options import Config
+from mogrifier_lm.reports.table import score_table
+
+# What may be given beside the run itself, which is scored as it was trained.
+SCORABLE = ("evaluators", "data.dir=", "data.cache_dir=", "trainer.device=", "trainer.threads=")
+
+
+def main(*overrides: str, run: str = "", compare: str = "") -> None:
+    if bool(run) == bool(compare):
+        raise UserError("give either run=RUN_DIR or compare=[RUN_A,RUN_B]")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    node = compose(overrides)
+
+    def load(folder: str) -> tuple[Config, Path]:
+        return resume_config(node, Path(folder), overrides, SCORABLE), Path(folder)
+
+    if run:
+        config, folder = load(run)
+        from mogrifier_lm.runs.evaluate import evaluate_run
+
+        return print(f"\n{score_table(evaluate_run(config, folder))}")
+    # Every scalar a text: 01 is the name of a folder.
+    sides = yaml.load(compare, yaml.BaseLoader)
+    if not isinstance(sides, list) or len(sides) != 2:
+        raise UserError(
+            f"compare={compare}: compare=[RUN_A,RUN_B] takes two runs, or two lists of runs"
+        )
+    runs = [[load(f) for f in (side if isinstance(side, list) else [side])] for side in sides]
+    from mogrifier_lm.runs.evaluate import compare_runs
+
+    compare_runs(runs)
+
+
+command = partial(script, main)
