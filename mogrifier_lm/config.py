@@ -93,6 +93,9 @@ def validate(node: DictConfig) -> Config:
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
     _check_ranges(config)
+    from mogrifier_lm.cells import CELLS  # here: torch comes with it, which --help does without
+
+    _check_range(config.model.cell, "model.cell", {"choices": CELLS})
     model, trainer = config.model, config.trainer
     if model.num_params is not None and model.hidden_size is not None:
         raise UserError("model.num_params and model.hidden_size exclude each other: give one")

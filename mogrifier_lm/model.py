@@ -159,8 +159,17 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def zero_states(self, batch_size: int) -> States:
-        """(h, c) of zeros for every layer."""
+        """Zeros for every layer: (h, c) where its cell is an LSTM."""
         return [layer.zero_state(batch_size) for layer in self.layers]  # type: ignore[operator]
+
+    def named_states(self, states: States) -> dict[str, Tensor]:
+        """The tensors of the states by their names in a checkpoint: state.0.h, say."""
+        layers = cast(list[RecurrentLayer], list(self.layers))
+        return {
+            f"state.{i}.{name}": tensor
+            for i, (layer, state) in enumerate(zip(layers, states, strict=True))
+            for name, tensor in zip(layer.spec.state, state, strict=True)
+        }
 
     def outputs(
         self, inputs_TB: Tensor, states: States, masks: Masks | None = None

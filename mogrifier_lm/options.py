@@ -80,8 +80,7 @@ class TokenizerConfig:
 class ModelConfig:
     cell: str = option(
         "lstm",
-        "the recurrence",
-        choices=("lstm", "rlstm", "mlstm"),
+        "the recurrence: a name in cells/spec.py",
         paper="arXiv 1909.01792; rlstm 2211.01848; mlstm 1609.07959",
     )
     rounds: int = option(

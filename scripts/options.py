@@ -47,6 +47,9 @@ def default(field: dataclasses.Field[Any]) -> str:
 
 
 def rows(schema: type, prefix: str) -> list[str]:
+    from mogrifier_lm.cells import CELLS  # here: torch comes with it, which --help does without
+
+    known = {"model.cell": {"choices": CELLS}}  # of what options.py must not import
     lines = []
     for field in dataclasses.fields(schema):
         hint = get_type_hints(schema)[field.name]
@@ -55,7 +58,8 @@ def rows(schema: type, prefix: str) -> list[str]:
             lines += rows(nested[0], f"{prefix}{field.name}.")
             continue
         cells = [f"`{prefix}{field.name}`", type_name(hint), default(field)]
-        cells += [span(field.metadata), field.metadata["doc"], field.metadata.get("paper", "")]
+        values = span(known.get(f"{prefix}{field.name}", field.metadata))
+        cells += [values, field.metadata["doc"], field.metadata.get("paper", "")]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 

@@ -1,7 +1,8 @@
 """Recurrent layers that own parameters."""
 
-from mogrifier_lm.cells.layer import RecurrentLayer, State
+from mogrifier_lm.cells.layer import RecurrentLayer
 from mogrifier_lm.cells.mogrifier_lstm import MogrifierLSTM
-from mogrifier_lm.cells.spec import CellSpec
+from mogrifier_lm.cells.spec import CELLS, CellSpec
+from mogrifier_lm.kernels.recurrence import State
 
-__all__ = ["CellSpec", "MogrifierLSTM", "RecurrentLayer", "State"]
+__all__ = ["CELLS", "CellSpec", "MogrifierLSTM", "RecurrentLayer", "State"]

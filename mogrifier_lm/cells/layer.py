@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mogrifier_lm.cells.spec import CellSpec
 from mogrifier_lm.kernels import recurrence
-
-State = tuple[Tensor, Tensor]
+from mogrifier_lm.kernels.recurrence import State
 
 
 class RecurrentLayer(nn.Module):
@@ -65,17 +64,15 @@ class RecurrentLayer(nn.Module):
 
         Args:
             x: [T, B, I].
-            state: (h, c), [B, H] each.
+            state: of the cell, (h, c) of an LSTM, [B, H] each.
             state_mask: [1 or T, B, H], see `kernels.recurrence`.
             weight_mask: DropConnect, shaped as `weight_hh`, which it multiplies.
 
         Returns:
             output [T, B, H] and the state after the last step.
         """
-        output, h, c = recurrence.BACKENDS[self.backend](
-            x, *state, self.weights(weight_mask), self.spec.options, state_mask
-        )
-        return output, (h, c)
+        weights = self.weights(weight_mask)
+        return recurrence.run(self.backend, x, state, weights, self.spec.options, state_mask)
 
     def weights(self, weight_mask: Tensor | None = None) -> recurrence.Weights:
         """The kernel's arguments; `weight_mask` as in `forward`."""
@@ -85,8 +82,8 @@ class RecurrentLayer(nn.Module):
         return self.spec.weights(parameters)
 
     def zero_state(self, batch_size: int) -> State:
-        zeros = self.weight_hh.new_zeros(batch_size, self.spec.hidden_size)
-        return zeros, zeros.clone()
+        size = batch_size, self.spec.hidden_size
+        return tuple(self.weight_hh.new_zeros(size) for _ in self.spec.state)
 
     def extra_repr(self) -> str:
         return f"{self.spec}, backend={self.backend}"

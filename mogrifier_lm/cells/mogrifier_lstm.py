@@ -167,13 +167,9 @@ class MogrifierLSTM(nn.Module):
             h_LBH, c_LBH = state if batched else (s.unsqueeze(1) for s in state)
         h_n, c_n = [], []
         for layer, spec in enumerate(self.specs):
-            x_TBI, h, c = recurrence.BACKENDS[self.backend](
-                x_TBI,
-                h_LBH[layer],
-                c_LBH[layer],
-                spec.weights(self._parameters_of(layer)),
-                spec.options,
-            )
+            weights = spec.weights(self._parameters_of(layer))
+            state = h_LBH[layer], c_LBH[layer]
+            x_TBI, (h, c) = recurrence.run(self.backend, x_TBI, state, weights, spec.options)
             h_n.append(h)
             c_n.append(c)
             if layer < self.num_layers - 1:

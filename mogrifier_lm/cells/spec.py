@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mogrifier_lm.kernels.recurrence.reference import STEPS, Options, Round, Weights
+from mogrifier_lm.cells.cell import Cell
+from mogrifier_lm.cells.lstm import LSTM
+from mogrifier_lm.cells.mlstm import MLSTM
+from mogrifier_lm.cells.rlstm import RLSTM
+from mogrifier_lm.kernels.recurrence import Options, Round, Weights
+
+CELLS: dict[str, Cell] = {"lstm": LSTM, "rlstm": RLSTM, "mlstm": MLSTM}
 
 
 @contextmanager
@@ -27,7 +33,7 @@ def drawn_on_cpu(parameter: Tensor) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class CellSpec:
-    """One layer: an LSTM, mLSTM or RLSTM with `rounds` rounds of mogrification in front.
+    """One layer: a cell, a name in `CELLS`, with `rounds` rounds of mogrification in front.
 
     `rank` None means full-rank round matrices, else W = left @ right with inner size `rank`.
     `share_rounds` uses one matrix for all odd rounds and one for all even rounds.
@@ -58,14 +64,16 @@ class CellSpec:
         for name in ("input_size", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        if self.cell not in STEPS:
-            raise ValueError(f"cell is {self.cell!r}, it must be one of {', '.join(STEPS)}")
+        if self.cell not in CELLS:
+            raise ValueError(f"cell is {self.cell!r}, it must be one of {', '.join(CELLS)}")
         if self.rounds < 0:
             raise ValueError(f"rounds is {self.rounds}, it must be at least 0")
         if self.init not in ("uniform", "lamb"):
             raise ValueError(f"init is {self.init!r}, it must be uniform or lamb")
         if self.chrono_t_max is not None and self.chrono_t_max < 2:
             raise ValueError(f"chrono_t_max is {self.chrono_t_max}, it must be at least 2")
+        if self.chrono_t_max is not None and CELLS[self.cell].chrono_ is None:
+            raise ValueError(f"chrono_t_max has no meaning for a {self.cell} cell: leave it out")
         largest = min(self.input_size, self.hidden_size)
         if self.rank is not None and not 1 <= self.rank <= largest:
             raise ValueError(
@@ -76,7 +84,12 @@ class CellSpec:
     @property
     def options(self) -> Options:
         """What the kernels are told besides the weights."""
-        return Options(self.cell, self.zigzag, self.cap_input_gate)
+        return Options(CELLS[self.cell].step, self.cell, self.zigzag, self.cap_input_gate)
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The names of the tensors that a step hands to the next."""
+        return CELLS[self.cell].state
 
     def round_index(self, i: int) -> int:
         """Which matrix round i (from 1) uses: its own, or with sharing 1 (odd) or 2 (even)."""
@@ -85,17 +98,9 @@ class CellSpec:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name → shape, in a fixed order."""
         n_in, n = self.input_size, self.hidden_size
-        rows_ih, rows_hh = (2 * n, 3 * n) if self.cell == "rlstm" else (4 * n, 4 * n)
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih": (rows_ih, n_in),
-            "weight_hh": (rows_hh, n),
-        }
-        if self.bias:
-            shapes["bias"] = (4 * n,)
-        if self.cell == "mlstm":
-            shapes |= {"weight_mx": (n, n_in), "weight_mh": (n, n)}
-        if self.cell == "rlstm":
-            shapes |= {"weight_fu": (n, n), "weight_oc": (n, n)}
+        shapes = CELLS[self.cell].shapes(n_in, n)
+        if not self.bias:
+            shapes = {k: v for k, v in shapes.items() if not k.startswith("bias")}
         for i in sorted({self.round_index(i) for i in range(1, self.rounds + 1)}):
             target, source = (n_in, n) if i % 2 else (n, n_in)
             if self.rank is None:
@@ -124,7 +129,7 @@ class CellSpec:
 
     def _draw(self, name: str, parameter: Tensor) -> None:
         round_ = name.startswith("round")
-        if name.endswith("bias") and (round_ or self.init == "lamb"):
+        if parameter.dim() == 1 and (round_ or self.init == "lamb"):  # a bias
             parameter.zero_()
         elif not round_ and self.init == "uniform":
             bound = 1 / math.sqrt(self.hidden_size)
@@ -136,10 +141,9 @@ class CellSpec:
                 fan_in, rank = self.hidden_size if odd else self.input_size, self.rank
             std = math.sqrt(1.3 / fan_in) if rank is None else (1 / (fan_in * rank)) ** 0.25
             torch.nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
-        if name == "bias" and self.chrono_t_max is not None:
-            i, f, _, _ = parameter.chunk(4)
-            f.uniform_(1, self.chrono_t_max - 1).log_()
-            i.copy_(-f)
+        chrono_ = CELLS[self.cell].chrono_
+        if name == "bias" and self.chrono_t_max is not None and chrono_ is not None:
+            chrono_(parameter, self.chrono_t_max)
 
     def weights(self, parameters: Mapping[str, Tensor]) -> Weights:
         """The kernel's arguments out of named parameters."""
@@ -154,13 +158,12 @@ class CellSpec:
                     parameters.get(f"round{k}_bias"),
                 )
             )
+        own = ("weight_ih", "weight_hh", "bias")
+        names = CELLS[self.cell].shapes(self.input_size, self.hidden_size)
         return Weights(
             ih=parameters["weight_ih"],
             hh=parameters["weight_hh"],
             bias=parameters.get("bias"),
             rounds=tuple(rounds),
-            mx=parameters.get("weight_mx"),
-            mh=parameters.get("weight_mh"),
-            fu=parameters.get("weight_fu"),
-            oc=parameters.get("weight_oc"),
+            more={k: parameters[k] for k in names if k not in own and k in parameters},
         )

@@ -88,7 +88,7 @@ def _gradients(
         hidden, states = model.encode(inputs_TB, states)
         mean = model.output_loss(hidden, targets_TB.flatten()) / (targets_TB != IGNORE).sum()
     gradients = torch.autograd.grad(mean, params, allow_unused=True, materialize_grads=True)
-    return gradients, hidden.detach(), [(h.detach(), c.detach()) for h, c in states]
+    return gradients, hidden.detach(), [tuple(s.detach() for s in state) for state in states]
 
 
 def _coefficients(task: Task, settings: Settings) -> tuple[list[Tensor], list[Tensor]]:

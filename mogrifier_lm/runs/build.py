@@ -3,11 +3,13 @@
 import logging
 import math
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from mogrifier_lm.cells import CellSpec
 from mogrifier_lm.config import load_config
 from mogrifier_lm.data import Corpus, Tokenizer, load_corpus
 from mogrifier_lm.data.tokenizer import load_tokenizer
@@ -70,18 +72,10 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
             1, round(config.embedding_ratio * hidden_size)
         )
         top_size = config.top_hidden_size or hidden_size
-        specs = layer_specs(
-            [embedding_size, *[hidden_size] * (config.num_layers - 1), top_size],
-            cell=config.cell,
-            rounds=config.rounds,
-            rank=config.rank,
-            share_rounds=config.share_rounds,
-            zigzag=config.zigzag,
-            round_bias=config.round_bias,
-            cap_input_gate=config.cap_input_gate,
-            init=config.init,
-            chrono_t_max=config.chrono_t_max,
-        )
+        sizes = [embedding_size, *[hidden_size] * (config.num_layers - 1), top_size]
+        options = {f.name: vars(config).get(f.name, f.default) for f in fields(CellSpec)}
+        del options["input_size"], options["hidden_size"]
+        specs = layer_specs(sizes, **options)
         return LanguageModel(
             vocab_size,
             embedding_size,

@@ -116,9 +116,8 @@ class Trainer:
         optimizer = self.optimizer.state_dict()
         for index, slots in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items() if v is not None}
-        for i, (h, c) in enumerate(self.states):
-            gather = self.processes.gather
-            tensors |= {f"state.{i}.h": gather(h), f"state.{i}.c": gather(c)}
+        states = self.model.named_states(self.states)
+        tensors |= {name: self.processes.gather(s) for name, s in states.items()}
         averages, averaging = self.averaging.state_dict()
         tensors |= {f"averaging.{k}": v for k, v in averages.items()}
         tensors |= {"generator": self.generator.get_state(), "lengths": self.lengths.get_state()}
@@ -146,9 +145,8 @@ class Trainer:
                 optimizer["state"].setdefault(int(index), {})[slot] = value
             self.optimizer.load_state_dict(optimizer)
             self.peak_lr = values["peak_lr"]
-            for i, (h, c) in enumerate(self.states):
-                h.copy_(tensors[f"state.{i}.h"][self.columns])
-                c.copy_(tensors[f"state.{i}.c"][self.columns])
+            for name, s in self.model.named_states(self.states).items():
+                s.copy_(tensors[name][self.columns])
             self.averaging.load_state_dict(part("averaging."), values["averaging"])
             self.generator.set_state(tensors["generator"])
             self.lengths.set_state(tensors["lengths"])
@@ -305,7 +303,7 @@ class Trainer:
         """A window's loss, gradient, clipping, update, averages; states and sums in their place."""
         model, r = self.model, self.regularization
         masks = dict(zip(masked(r, model.mask_shapes), masks_drawn, strict=True))
-        states = [(drop(h, keep_B1), drop(c, keep_B1)) for h, c in self.states]
+        states = [tuple(drop(s, keep_B1) for s in state) for state in self.states]
         with self._precision():
             output_TBH, states = model.outputs(inputs_TB, states, masks)
             dropped_TBH = drop(output_TBH, masks.get("output"))
@@ -330,8 +328,8 @@ class Trainer:
         self.averaging.update()
         with torch.no_grad():
             for old, new in zip(self.states, states, strict=True):
-                old[0].copy_(new[0])
-                old[1].copy_(new[1])
+                for place, value in zip(old, new, strict=True):
+                    place.copy_(value)
             self.sums += torch.stack([nats, norm**2, num_tokens, torch.ones_like(nats)])
 
     def _finished(self) -> str | None:

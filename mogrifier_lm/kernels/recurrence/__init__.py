@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mogrifier_lm.kernels.recurrence import fused, native, reference, triton
-from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
+from mogrifier_lm.kernels.recurrence.reference import Options, Round, State, Step, Weights
 
-__all__ = ["BACKENDS", "STACKS", "Options", "Round", "Weights", "resolve"]
+__all__ = ["BACKENDS", "STACKS", "Options", "Round", "State", "Step", "Weights", "resolve", "run"]
 
 BACKENDS: dict[str, Callable[..., Any]] = {
     "reference": reference.recurrence,
@@ -38,7 +39,7 @@ def resolve(
     Args:
         backend: "auto" or a key of `BACKENDS`.
         device: of the parameters, as torch.device takes it.
-        cell: "lstm", "mlstm" or "rlstm".
+        cell: its name.
         dtype: of the parameters.
 
     Raises:
@@ -64,6 +65,22 @@ def resolve(
     if torch.device(device).type in ("cpu", "cuda"):
         _say(reason)
     return "fused"
+
+
+def run(
+    backend: str,
+    x: Tensor,
+    state: State,
+    weights: Weights,
+    options: Options,
+    state_mask: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """`reference.unroll`, which documents the arguments, by the backend of this name."""
+    if backend == "reference":
+        return reference.unroll(x, state, weights, options, state_mask)
+    h, c = state
+    output, h, c = BACKENDS[backend](x, h, c, weights, options, state_mask)
+    return output, (h, c)
 
 
 @functools.cache  # once for each reason

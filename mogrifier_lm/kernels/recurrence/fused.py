@@ -12,6 +12,7 @@ k rank. S is T where a backward may follow, else SLOTS at most: a step's activat
 overwritten by a later one's.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,12 @@ from torch.autograd.function import once_differentiable
 
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
-CELLS = ("lstm", "mlstm", "rlstm")
+# What it knows, each with the names of its weights beside ih, hh, and bias.
+CELLS = {
+    "lstm": (),
+    "mlstm": ("weight_mx", "weight_mh"),
+    "rlstm": ("weight_fu", "weight_oc"),
+}
 # Product libraries may round by where their operands lie in a cache line of 64 bytes. Every 16th
 # step of floats lies alike, so that a call rounds the same whether it keeps all its steps or not.
 SLOTS = 16
@@ -80,14 +86,20 @@ def without_autocast(device_type: str) -> torch.autocast:
 
 def flatten(w: Weights) -> tuple[Tensor | None, ...]:
     """The weights as arguments of an autograd function, which sees no tensors inside tuples."""
-    own = (w.ih, w.hh, w.bias, w.mx, w.mh, w.fu, w.oc)
-    return *own, *(tensor for r in w.rounds for tensor in r)
+    return w.ih, w.hh, w.bias, *w.more.values(), *(tensor for r in w.rounds for tensor in r)
 
 
-def unflatten(flat: tuple[Any, ...]) -> Weights:
-    ih, hh, bias, mx, mh, fu, oc, *rest = flat
+def unflatten(flat: tuple[Any, ...], cell: str) -> Weights:
+    ih, hh, bias, *rest = flat
+    more, rest = dict(zip(CELLS[cell], rest, strict=False)), rest[len(CELLS[cell]) :]
     rounds = tuple(Round(*rest[i : i + 3]) for i in range(0, len(rest), 3))
-    return Weights(ih, hh, bias, rounds, mx, mh, fu, oc)
+    return Weights(ih, hh, bias, rounds, more)
+
+
+def _matrices(w: Weights, cell: str, change: Callable[[Tensor], Tensor]) -> Weights:
+    """The weights with each matrix changed; biases as they are."""
+    flat = (p if p is None or p.dim() == 1 else change(p) for p in flatten(w))
+    return unflatten(tuple(flat), cell)
 
 
 def gradients(rows: Tensor, source: Tensor, product: torch.dtype) -> Tensor:
@@ -132,9 +144,7 @@ def _forward(
     """output [T, B, H], c' [S, B, H], saved."""
     (T, B, _), H = x_TBI.shape, h.shape[1]
     S = T if save else min(T, SLOTS)
-    w = unflatten(
-        tuple(p if p is None or p.dim() == 1 else p.to(product).t() for p in flatten(weights))
-    )  # matrices transposed: [source, target]
+    w = _matrices(weights, o.cell, lambda m: m.to(product).t())  # [source, target]
 
     def empty(size: int | None) -> Tensor:
         return x_TBI.new_empty(S, B, size or H)
@@ -172,12 +182,12 @@ def _forward(
             _multiply(acts[:, : 3 * H], h, w.hh, bias)
             _multiply(i, x, ix, i).sigmoid_()
             _multiply(g, x, gx, g).tanh_()
-            _multiply(f, torch.mul(i, g, out=update), w.fu, f).sigmoid_()  # type: ignore[arg-type]
+            _multiply(f, torch.mul(i, g, out=update), w.more["weight_fu"], f).sigmoid_()
         else:
             if s.m is not None:
                 px, ph = s.px[a], s.ph[a]  # type: ignore[index]
-                _multiply(px, x, w.mx)  # type: ignore[arg-type]
-                _multiply(ph, h, w.mh)  # type: ignore[arg-type]
+                _multiply(px, x, w.more["weight_mx"])
+                _multiply(ph, h, w.more["weight_mh"])
                 h = torch.mul(px, ph, out=s.m[a])
             plus = _multiply(acts, x, w.ih, w.bias) if inputs_TB4H is None else inputs_TB4H[t]
             _multiply(acts, h, w.hh, plus)
@@ -192,7 +202,7 @@ def _forward(
         if o.cell == "rlstm":
             masked = c if m_t is None else torch.mul(c, m_t, out=c_in)
             bias = None if w.bias is None else w.bias[3 * H :]
-            _multiply(out, masked, w.oc, bias).sigmoid_()  # type: ignore[arg-type]
+            _multiply(out, masked, w.more["weight_oc"], bias).sigmoid_()
         h = torch.mul(out, torch.tanh(c, out=tanh_c), out=output_TBH[t])
     return output_TBH, cs_SBH, s
 
@@ -209,8 +219,9 @@ class _Recurrence(torch.autograd.Function):
         mask: Tensor | None,
         *flat: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        weights = unflatten(flat, o.cell)
         with without_autocast(x_TBI.device.type):
-            output, cs_TBH, s = _forward(o, product, x_TBI, h, c, mask, unflatten(flat), save=True)
+            output, cs_TBH, s = _forward(o, product, x_TBI, h, c, mask, weights, save=True)
         ctx.options, ctx.product, ctx.n_rounds = o, product, len(s.gates)
         own = (x_TBI, h, c, mask, output, cs_TBH, s.acts, s.px, s.ph, s.m)
         ctx.save_for_backward(*own, *s.inner, *s.gates, *s.targets, *flat)
@@ -230,7 +241,7 @@ class _Recurrence(torch.autograd.Function):
                 ctx.product,
                 (x_TBI, h, c, mask, output, cs_TBH),
                 s,
-                unflatten(tuple(rest[3 * n :])),
+                unflatten(tuple(rest[3 * n :]), ctx.options.cell),
                 (d_output, d_h, d_c),
             )
         return None, None, d_x, d_h, d_c, None, *flatten(d_weights)
@@ -253,9 +264,7 @@ def _backward(
     d_out_TBH, d_h, d_c = d_outputs[0], d_outputs[1].clone(), d_outputs[2].clone()
     (T, B, _), H = x_TBI.shape, h.shape[1]
     rlstm = o.cell == "rlstm"
-    w = unflatten(
-        tuple(p if p is None or p.dim() == 1 else p.to(product) for p in flatten(weights))
-    )
+    w = _matrices(weights, o.cell, lambda m: m.to(product))
 
     h_TBH, c_TBH = before(h, output_TBH), before(c, cs_TBH)
     if mask is not None:
@@ -290,10 +299,10 @@ def _backward(
         d_c.addcmul_(d_h, from_h_TBH[t])
         d_o[t].mul_(d_h)
         if rlstm:
-            d_masked = _multiply(buffer_c, d_o[t], w.oc)  # type: ignore[arg-type]
+            d_masked = _multiply(buffer_c, d_o[t], w.more["weight_oc"])
             d_c += d_masked if m_t is None else d_masked.mul_(m_t)
             d_f[t].mul_(d_c)
-            d_update = _multiply(buffer_c, d_f[t], w.fu)  # type: ignore[arg-type]
+            d_update = _multiply(buffer_c, d_f[t], w.more["weight_fu"])
             d_i[t].mul_(d_c).addcmul_(d_update, update_i[t])
             d_g[t].mul_(d_c).addcmul_(d_update, update_g[t])
         else:
@@ -314,8 +323,8 @@ def _backward(
                 _multiply(d_m, d_acts[t], w.hh)
                 torch.mul(d_m, s.ph[t], out=d_px[t])  # type: ignore[index]
                 torch.mul(d_m, s.px[t], out=d_ph[t])  # type: ignore[index]
-                _multiply(d_x, d_px[t], w.mx, d_x)  # type: ignore[arg-type]
-                _multiply(d_h, d_ph[t], w.mh)  # type: ignore[arg-type]
+                _multiply(d_x, d_px[t], w.more["weight_mx"], d_x)
+                _multiply(d_h, d_ph[t], w.more["weight_mh"])
 
         # Without zigzag the sources are the first x and h: what reaches them is added at the end.
         d_h0, d_x0 = (d_h, d_x) if o.zigzag else (buffer_h.zero_(), torch.zeros_like(d_x))
@@ -391,15 +400,19 @@ def _weight_gradients(
             gradients(d_acts[..., : 3 * H], h, product),
             d_bias,
             tuple(rounds),
-            fu=gradients(d_f, s.acts[..., :H] * s.acts[..., 2 * H : 3 * H], product),
-            oc=gradients(d_o, c if mask is None else c * mask, product),
+            {
+                "weight_fu": gradients(d_f, s.acts[..., :H] * s.acts[..., 2 * H : 3 * H], product),
+                "weight_oc": gradients(d_o, c if mask is None else c * mask, product),
+            },
         )
     d_px, d_ph = d_factors
+    more = {}
+    if d_px is not None and d_ph is not None:
+        more = {"weight_mx": gradients(d_px, x, product), "weight_mh": gradients(d_ph, h, product)}
     return Weights(
         gradients(d_acts, x, product),
         gradients(d_acts, h if s.m is None else s.m, product),
         d_bias,
         tuple(rounds),
-        mx=None if d_px is None else gradients(d_px, x, product),
-        mh=None if d_ph is None else gradients(d_ph, h, product),
+        more,
     )

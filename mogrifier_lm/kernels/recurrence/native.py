@@ -275,7 +275,7 @@ class _Recurrence(torch.autograd.Function):
         *flat: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast("cpu", enabled=False):
-            loop = _Loop(options, product, x_TBI, h, c, mask, unflatten(flat), save=True)
+            loop = _Loop(options, product, x_TBI, h, c, mask, unflatten(flat, "lstm"), save=True)
             results = loop.forward(x_TBI)
         # The buffers are fresh and are no inputs: only the weights need autograd's version check.
         loop.weights = Weights(loop.hs, loop.hs)
@@ -288,7 +288,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, d_output: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Any, ...]:
         x_TBI, *flat = ctx.saved_tensors
         loop: _Loop = ctx.loop
-        loop.weights = unflatten(tuple(flat))
+        loop.weights = unflatten(tuple(flat), "lstm")
         with torch.autocast("cpu", enabled=False):
             d_x, d_h, d_c, d_weights = _backward(loop, x_TBI, d_output, d_h, d_c)
         return None, None, d_x, d_h, d_c, None, *flatten(d_weights)

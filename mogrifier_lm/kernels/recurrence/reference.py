@@ -1,16 +1,21 @@
-"""The recurrences, one line per equation: the definition every faster kernel is tested against.
+"""The recurrence, one line per equation: the definition every faster kernel is tested against.
+
+A cell's own equations are in its file in cells/; the loop takes them as an argument.
 
 Shape legend: T time steps, B streams, I input size, H hidden size, k rank.
-Sources: Mogrifier LSTM (Melis et al., arXiv 1909.01792, eq. 1-2); capped input gate (its released
-code); mLSTM (Krause et al., arXiv 1609.07959); RLSTM (Melis, arXiv 2211.01848).
+Source: Mogrifier LSTM (Melis et al., arXiv 1909.01792, eq. 1-2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+State = tuple[Tensor, ...]
+"""What a step hands to the next, [B, H] each: (h, c) of an LSTM; the first is the output."""
 
 
 class Round(NamedTuple):
@@ -26,11 +31,10 @@ class Round(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of one layer; gates are stacked in the order i, f, g, o as in torch.nn.LSTM.
+    """The weights of one layer, shaped as its cell's file says.
 
-    LSTM, mLSTM: `ih` [4H, I], `hh` [4H, H]. RLSTM: `ih` [2H, I] for i, g and `hh` [3H, H] for
-    i, f, g, with `fu` [H, H] (i * g into f) and `oc` [H, H] (c' into o). mLSTM: `mx` [H, I],
-    `mh` [H, H]. `bias` [4H] or None. `rounds`: round 1 first; the same tensor may stand in
+    `ih` and `hh` are those of x and h, `bias` the cell's or None, `more` its further weights by
+    name, in the order of the cell's shapes. `rounds`: round 1 first; the same tensor may stand in
     several rounds (shared matrices).
     """
 
@@ -38,23 +42,28 @@ class Weights(NamedTuple):
     hh: Tensor
     bias: Tensor | None = None
     rounds: tuple[Round, ...] = ()
-    mx: Tensor | None = None
-    mh: Tensor | None = None
-    fu: Tensor | None = None
-    oc: Tensor | None = None
+    more: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Options(NamedTuple):
     """What a layer fixes besides its weights.
 
-    `cell`: "lstm", "mlstm" or "rlstm"; the mogrification stands in front of any of them.
-    `zigzag`: False conditions every round on the original x and h. `cap_input_gate`: see
-    `lstm_step`.
+    `step` is the cell's, which the reference runs, and `cell` its name, by which other kernels know
+    it. `zigzag`: False conditions every round on the original x and h. `cap_input_gate`: an input
+    gate is at most 1 - f.
     """
 
+    step: "Step"
     cell: str = "lstm"
     zigzag: bool = True
     cap_input_gate: bool = False
+
+
+Step = Callable[[Tensor, State, Weights, Options, Tensor | None], State]
+"""(x [B, I], state, weights, options, mask [B, H] or None) → the next state.
+
+x and the state's h have been masked and mogrified; the mask is for cells that use it once more.
+"""
 
 
 def gate(source: Tensor, r: Round) -> Tensor:
@@ -77,43 +86,34 @@ def mogrify(
     return x, h
 
 
-def lstm_step(
-    x: Tensor, h: Tensor, c: Tensor, w: Weights, cap_input_gate: bool, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """c' = f c + i g, h' = o tanh(c'); with the cap, i is at most 1 - f, so that |c| <= 1."""
-    i, f, g, o = (linear(x, w.ih, w.bias) + linear(h, w.hh)).chunk(4, dim=1)
-    i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
-    c = f * c + (torch.minimum(i, 1 - f) if cap_input_gate else i) * g
-    return o * torch.tanh(c), c
+def unroll(
+    x: Tensor,
+    state: State,
+    weights: Weights,
+    options: Options,
+    state_mask: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """Run one layer of any cell over time.
 
+    Args:
+        x: [T, B, I].
+        state: before the first step.
+        weights: see `Weights`.
+        options: see `Options`.
+        state_mask: [1, B, H] or [T, B, H], dropout mask (already scaled by 1 / (1 - rate)) on the
+            h that enters each step, before mogrification; the rest of the state is never dropped.
 
-def mlstm_step(
-    x: Tensor, h: Tensor, c: Tensor, w: Weights, cap_input_gate: bool, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """An LSTM step whose hidden input is m = (W_mx x)(W_mh h)."""
-    assert w.mx is not None and w.mh is not None
-    return lstm_step(x, linear(x, w.mx) * linear(h, w.mh), c, w, cap_input_gate, mask)
-
-
-def rlstm_step(
-    x: Tensor, h: Tensor, c: Tensor, w: Weights, cap_input_gate: bool, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The rewired LSTM: f sees the update i * g in place of x, o sees the masked c' alone.
-
-    The input gate is always capped at 1 - f.
+    Returns:
+        output [T, B, H] and the state after the last step; output[-1] is its h, neither masked.
     """
-    assert w.fu is not None and w.oc is not None
-    ix, gx = linear(x, w.ih).chunk(2, dim=1)
-    ih, fh, gh = linear(h, w.hh).chunk(3, dim=1)
-    bi, bf, bg, bo = (0, 0, 0, 0) if w.bias is None else w.bias.chunk(4)
-    i, g = torch.sigmoid(ix + ih + bi), torch.tanh(gx + gh + bg)
-    f = torch.sigmoid(linear(i * g, w.fu) + fh + bf)
-    c = f * c + torch.minimum(i, 1 - f) * g
-    o = torch.sigmoid(linear(c if mask is None else c * mask, w.oc) + bo)
-    return o * torch.tanh(c), c
-
-
-STEPS = {"lstm": lstm_step, "mlstm": mlstm_step, "rlstm": rlstm_step}
+    outputs = []
+    for t in range(x.shape[0]):
+        mask = None if state_mask is None else state_mask[min(t, state_mask.shape[0] - 1)]
+        h, *others = state
+        x_t, h = mogrify(x[t], h if mask is None else h * mask, weights.rounds, options.zigzag)
+        state = options.step(x_t, (h, *others), weights, options, mask)
+        outputs.append(state[0])
+    return torch.stack(outputs), state
 
 
 def recurrence(
@@ -124,24 +124,10 @@ def recurrence(
     options: Options,
     state_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run one layer over time.
-
-    Args:
-        x: [T, B, I].
-        h: [B, H], the hidden state before the first step.
-        c: [B, H], the cell state before the first step.
-        weights: see `Weights`.
-        options: see `Options`.
-        state_mask: [1, B, H] or [T, B, H], dropout mask (already scaled by 1 / (1 - rate)) on the
-            h that enters each step, before mogrification; c is never dropped.
+    """`unroll` for cells whose state is (h, c), with the signature of its fast siblings.
 
     Returns:
-        output [T, B, H], h [B, H], c [B, H]; output[-1] is h, neither of them masked.
+        output [T, B, H], h [B, H], c [B, H].
     """
-    outputs = []
-    for t in range(x.shape[0]):
-        mask = None if state_mask is None else state_mask[min(t, state_mask.shape[0] - 1)]
-        x_t, h = mogrify(x[t], h if mask is None else h * mask, weights.rounds, options.zigzag)
-        h, c = STEPS[options.cell](x_t, h, c, weights, options.cap_input_gate, mask)
-        outputs.append(h)
-    return torch.stack(outputs), h, c
+    output, (h, c) = unroll(x, (h, c), weights, options, state_mask)
+    return output, h, c

@@ -135,7 +135,7 @@ def _forward(call: Call, x: Tensor, tensors: Sequence[Any], save: bool) -> list[
     n, (T, B, size_in) = len(call.sizes), x.shape
     flat, layers = list(tensors[2 * n :]), list[Layer]()
     for mask, size in zip(call.state_masks, call.sizes, strict=True):
-        weights, flat = unflatten(tuple(flat[:size])), flat[size:]
+        weights, flat = unflatten(tuple(flat[:size]), call.options.cell), flat[size:]
         hidden = weights.hh.shape[1]
         if not layers:
             source = padded(x, T, B, width(size_in), dtype=call.product)
@@ -234,7 +234,7 @@ def _backward(
     d_states, d_weights = list[Tensor](), list[Tensor | None]()
     flat = list(tensors[2 * n :])
     for layer, size in zip(layers, call.sizes, strict=True):
-        weights, flat = unflatten(tuple(flat[:size])), flat[size:]
+        weights, flat = unflatten(tuple(flat[:size]), call.options.cell), flat[size:]
         d_states += [d[:, : layer.hidden_size] for d in (layer.d_h, layer.d_c)]
         d_weights += flatten(layer.gradients(weights))
     return layers[0].d_x[:, :, :input_size], *d_states, *d_weights

@@ -77,7 +77,7 @@ def pack(weights: Weights, cell: str, input_size: int, product: torch.dtype) -> 
         Round(matrix(r.weight), matrix(r.right), vector(r.bias, width(r.weight.shape[0])))
         for r in weights.rounds
     ]
-    mx, mh, fu, oc = (matrix(p) for p in (weights.mx, weights.mh, weights.fu, weights.oc))
+    mx, mh, fu, oc = (matrix(weights.more.get(f"weight_{k}")) for k in ("mx", "mh", "fu", "oc"))
     return Packed(w.flatten(0, 1), bias.flatten(), rounds, mx, mh, fu, oc, bias_o)
 
 
@@ -114,11 +114,10 @@ def unpack(
         d_ih, d_hh = d_ih[::2], d_hh[:3]
         d_bias = torch.cat((d_bias[:3], d_others["bias_o"][None, :H]))
     pairs = zip(weights.rounds, d_rounds, strict=True)
-    names = ("mx", "mh", "fu", "oc")
     return Weights(
         d_ih.to(dtype).flatten(0, 1),
         d_hh.to(dtype).flatten(0, 1),
         None if weights.bias is None else d_bias.to(dtype).flatten(),
         tuple(Round(*(cut(p, d) for p, d in zip(r, ds, strict=True))) for r, ds in pairs),
-        **{name: cut(getattr(weights, name), d_others.get(name)) for name in names},
+        {k: cut(p, d_others[k.removeprefix("weight_")]) for k, p in weights.more.items()},
     )
