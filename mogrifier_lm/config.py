@@ -6,6 +6,7 @@ OmegaConf.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,13 +14,17 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from mogrifier_lm.errors import UserError, nearest
+from mogrifier_lm.errors import UserError, nearest, one_line
+from mogrifier_lm.files import read_text
 from mogrifier_lm.options import Config
 
 # Beside the package in a checkout, inside it in a wheel.
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+
+MAX_YAML, MAX_DEPTH = 2**18, 20  # bytes, and levels of nesting, of a yaml file that is read
 
 
 def unknown_key(path: str, schema: type) -> UserError:
@@ -64,6 +69,8 @@ def _check_ranges(config: Any, path: str = "") -> None:
 
 
 def _check_range(value: Any, where: str, meta: Mapping[str, Any]) -> None:
+    if not isinstance(value, int | float | str):
+        raise UserError(f"{where} is {value}, it must be one value")
     if meta.get("choices") and value not in meta["choices"]:
         hint = nearest(str(value), list(meta["choices"]))
         raise UserError(
@@ -96,6 +103,10 @@ def validate(node: DictConfig) -> Config:
     from mogrifier_lm.cells import CELLS  # here: torch comes with it, which --help does without
 
     _check_range(config.model.cell, "model.cell", {"choices": CELLS})
+    if not re.fullmatch(r"[\w.+-]+", config.data.name):
+        raise UserError(
+            f"data.name is {config.data.name!r}, it is part of file names: letters, digits, . _ + -"
+        )
     model, trainer = config.model, config.trainer
     if model.num_params is not None and model.hidden_size is not None:
         raise UserError("model.num_params and model.hidden_size exclude each other: give one")
@@ -161,6 +172,7 @@ def without_effect(config: Config, overrides: Sequence[str]) -> list[str]:
 RESUMABLE = (
     "resume=",
     "data.dir=",
+    "data.hub",
     "data.cache_dir=",
     "debug=",
     "evaluators",
@@ -177,7 +189,7 @@ def load_config(run_dir: Path) -> Config:
     Raises:
         UserError: no config.yaml there, or one that does not fit this version.
     """
-    return validate(_saved(run_dir))
+    return portable(validate(_saved(run_dir)))
 
 
 def resume_config(
@@ -197,7 +209,7 @@ def resume_config(
     Raises:
         UserError: an override of something that makes the run what it is.
     """
-    saved = _saved(run_dir)
+    saved = OmegaConf.structured(load_config(run_dir))
     for override in overrides:
         if not override.startswith(tuple(changeable)):
             allowed = ", ".join(key.rstrip("=_") for key in changeable)
@@ -209,6 +221,24 @@ def resume_config(
     return validate(saved)
 
 
+def portable(config: Config) -> Config:
+    """What of a config holds for a folder, wherever it has come from.
+
+    Where this machine keeps its cache is no business of the folder's, and from the hub only what
+    the project's own data sets name is downloaded unasked.
+    """
+    source = config.data
+    if (source.hub_path, source.hub_name, source.hub_revision) not in _shipped_sources():
+        source = replace(source, hub_path=None, hub_name=None, hub_revision=None)
+    return replace(config, data=replace(source, cache_dir=None), resume=None)
+
+
+def _shipped_sources() -> set[tuple[str | None, ...]]:
+    keys = ("hub_path", "hub_name", "hub_revision")
+    data_sets = map(read_yaml, (CONFIG_DIR / "data").glob("*.yaml"))
+    return {tuple(data_set.get(key) for key in keys) for data_set in data_sets}
+
+
 def save_config(config: Config, run_dir: Path) -> None:
     """Write config.yaml: every key, whole or not at all."""
     values = asdict(replace(config, resume=None))
@@ -217,14 +247,49 @@ def save_config(config: Config, run_dir: Path) -> None:
     tmp.replace(run_dir / "config.yaml")
 
 
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The keys of a yaml file that may be a stranger's: plain values, nothing looked up.
+
+    Raises:
+        UserError: it is damaged, too large, or could grow: an alias stands for any part of it.
+    """
+    try:
+        text, depth = read_text(path, MAX_YAML), 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise ValueError("it holds an alias, or is nested too deep")
+        values = OmegaConf.to_container(OmegaConf.create(text))
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, AssertionError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it does not hold keys and values")
+    return values
+
+
 def _saved(run_dir: Path) -> DictConfig:
+    """A run's config.yaml, over the defaults of the keys that it does not have."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"no config.yaml in {run_dir}, so it is not a run's folder")
+    values = read_yaml(path)
+    _check_plain(values, path)
     try:
-        values = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    saved = OmegaConf.merge(OmegaConf.structured(Config), values)
+        _check_keys(OmegaConf.create(values), Config)
+        saved = OmegaConf.merge(OmegaConf.structured(Config), values)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
     assert isinstance(saved, DictConfig)
     return saved
+
+
+def _check_plain(value: Any, path: Path) -> None:
+    """Refuse what OmegaConf would look up, in the environment or by another way."""
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        raise UserError(f"{path}: {value} is no plain value, which is all that a run saves")
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_plain(part, path)

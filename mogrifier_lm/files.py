@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.terminal import shown
 
+MAX_JSON = 2**25  # bytes: a vocabulary of a million words is half of it
+
 
 def cache_folder(*parts: str) -> Path:
     """${XDG_CACHE_HOME:-~/.cache}/mogrifier_lm, or a folder below it; it may not be there yet."""
@@ -26,19 +28,36 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     tmp.replace(path)
 
 
-def read_json(path: Path, required: bool = False) -> dict[str, Any]:
-    """The values in a file of a run; {} where there is no file.
+def read_text(path: Path, most: int) -> str:
+    """A file in UTF-8 of at most so many bytes.
 
     Raises:
-        UserError: it is damaged, or `required` and not there.
+        UserError: it is larger; one that is not UTF-8 is a `UnicodeDecodeError`.
+    """
+    with path.open("rb") as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise UserError(f"{path} is larger than {most:,} bytes, which no run writes")
+    return raw.decode()
+
+
+def read_json(path: Path, required: bool = False) -> dict[str, Any]:
+    """The object in a file of a run; {} where there is no file.
+
+    Raises:
+        UserError: it is damaged, holds something else, or is `required` and not there.
     """
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values = json.loads(read_text(path, MAX_JSON))
+        if not isinstance(values, dict):
+            raise UserError(f"{path} is damaged: it does not hold an object")
     except FileNotFoundError:
         if required:
             raise UserError(f"no {path.name} in {path.parent}, so it is not a whole run") from None
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is damaged: {error}") from error
     return values
 

@@ -11,7 +11,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-from mogrifier_lm.config import validate, without_effect
+from mogrifier_lm.config import (
+    load_config,
+    resume_config,
+    save_config,
+    validate,
+    without_effect,
+)
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.options import Config, Counts, EvaluatorsConfig, ModelConfig
 from tests.conftest import ROOT, compose_config
@@ -123,19 +129,65 @@ def test_a_number_that_means_nothing_is_refused(override: str) -> None:
 
 
 def test_default_config_is_valid_and_round_trips(tmp_path: Path) -> None:
-    from mogrifier_lm.config import load_config, save_config
-
     config = validate(compose_config())
     save_config(config, tmp_path)
     assert load_config(tmp_path) == config
 
 
-def test_a_saved_config_with_a_strange_key_is_refused(tmp_path: Path) -> None:
-    from mogrifier_lm.config import load_config
+SAVED = """data: {name: text, dir: here}
+model: {cell: lstm, rounds: 2}
+trainer: {max_epochs: 1}
+"""
 
-    (tmp_path / "config.yaml").write_text("model: {cell: lstm}\n_target_: os.system\n")
-    with pytest.raises(Exception, match="_target_"):
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"{SAVED}_target_: os.system\n", "unknown key _target_"),
+        (f"{SAVED}tracker: {{entity: '${{oc.env:HOME}}'}}\n", "no plain value"),
+        (f"{SAVED}tracker: {{tags: [a, 'b ${{run_dir:null}}']}}\n", "no plain value"),
+        (f"{SAVED}seed: ${{trainer.max_epochs}}\n", "no plain value"),
+        (f'{SAVED}tracker: {{group: "\\x24{{now:%s}}"}}\n', "no plain value"),
+        (f"{SAVED}optimizer: {{lr: ???}}\n", "damaged"),
+        (f"{SAVED}optimizer: {{lr: '???'}}\n", "no plain value"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "alias"),
+        ("model: " + "{a: " * 30 + "1" + "}" * 30, "nested too deep"),
+        ("#" * 2**19, "larger than"),
+        (SAVED.replace("rounds: 2", "rounds: " + "7" * 5000), "damaged"),
+        ("- model\n- trainer\n", "keys and values"),
+        ("text", "unknown key text"),
+        ("", "no end of training"),
+        ("8", "damaged"),
+        (f"{SAVED}seed: 1\nseed: 2\n", "duplicate key"),
+        (f"{SAVED}optimizer: !!python/name:os.system\n", "damaged"),
+        (f"{SAVED}optimizer: null\n", "'optimizer' is not Optional"),
+        (f"{SAVED}regularization: 3\n", "RegularizationConfig"),
+        (f"{SAVED}evaluators: {{static: {{temperature: {{low: 1}}}}}}\n", "Cannot merge"),
+        (f"{SAVED}evaluators: {{static: {{temperature: [[1]]}}}}\n", "one value"),
+        (f'{SAVED}tracker: {{run_name: "a\\e[2Jb"}}\n', "printable"),
+        (SAVED.replace("name: text", "name: ../../text"), "part of file names"),
+    ],
+)
+def test_a_strangers_config_is_refused_in_one_line(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
         load_config(tmp_path)
+    assert says in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_a_saved_cache_and_a_hub_that_is_not_ours_are_not_obeyed(tmp_path: Path) -> None:
+    own = ["data=text", "data.hub_path=else/where", f"data.cache_dir={tmp_path}/cache"]
+    save_config(validate(compose_config(own)), tmp_path)
+    source = load_config(tmp_path).data
+    assert source.cache_dir is None and source.hub_path is None
+    asked = [*own[1:], "data.hub_revision=1"]
+    source = resume_config(compose_config(asked), tmp_path, asked).data
+    assert source.cache_dir == f"{tmp_path}/cache"
+    assert (source.hub_path, source.hub_revision) == ("else/where", "1")
+    for name in ("ptb", "wikitext2"):
+        config = validate(compose_config([f"data={name}"]))
+        save_config(config, tmp_path)
+        assert load_config(tmp_path) == config
 
 
 WINGS = {"launch", "reports", "tracking", "search"}

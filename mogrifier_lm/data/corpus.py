@@ -113,7 +113,8 @@ def _text_folder(source: DataConfig, cache: Path) -> Path:
         return Path(root) / source.folder
     if not source.hub_path:
         raise UserError(
-            f"data={source.name} needs data.dir=FOLDER with train.txt, valid.txt and test.txt"
+            f"data={source.name} needs data.dir=FOLDER with train.txt, valid.txt and test.txt, or "
+            "data.hub_path=NAME of the hub"
         )
     hub = (source.hub_path, source.hub_name, source.hub_revision, source.hub_column)
     folder = cache / "text" / f"{source.name}-{_digest(*hub)}"

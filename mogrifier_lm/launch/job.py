@@ -27,6 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from mogrifier_lm.config import (
     CONFIG_DIR,
     load_config,
+    portable,
+    read_yaml,
     resume_config,
     save_config,
     validate,
@@ -209,7 +211,7 @@ def run_in(
             write_json(folder / "overrides.json", as_values(overrides))
         config = resume_config(node, folder, overrides) if node.resume else validate(node)
         if in_sweep and (folder / "config.yaml").is_file():
-            if load_config(folder) != config:
+            if load_config(folder) != portable(config):
                 raise UserError(
                     f"{shown(folder)} holds a run of these overrides with another config.yaml: "
                     "take another hydra.sweep.dir"
@@ -326,14 +328,17 @@ def short_name(overrides: Sequence[str]) -> str:
 
 
 def grid(sweep_dir: Path) -> list[dict[str, str]]:
-    """The overrides of every run that the command of a sweep asks for; [] if a search decides."""
-    sweep = OmegaConf.load(sweep_dir / MULTIRUN).hydra
-    params = [f"{key}={value}" for key, value in (sweep.sweeper.get("params") or {}).items()]
+    """The overrides of every run that the command of a sweep asks for.
+
+    [] where a search decides, or where the file is not as Hydra writes it.
+    """
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     try:
-        parsed = parser.parse_overrides([*params, *sweep.overrides.task])
+        sweep = read_yaml(sweep_dir / MULTIRUN)["hydra"]
+        params = [f"{key}={value}" for key, value in (sweep["sweeper"].get("params") or {}).items()]
+        parsed = parser.parse_overrides([*params, *sweep["overrides"]["task"]])
         return [as_values(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
-    except HydraException:
+    except (HydraException, UserError, AttributeError, KeyError, TypeError):
         return []
 
 
