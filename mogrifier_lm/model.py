@@ -5,9 +5,9 @@ Shape legend: T time steps, B streams, E embedding size, H hidden size, V vocabu
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch.nn.functional import embedding, linear
 
 from mogrifier_lm.cells import CellSpec, RecurrentLayer, State
 from mogrifier_lm.cells.spec import drawn_on_cpu
-from mogrifier_lm.kernels.cross_entropy import linear_cross_entropy, token_nats
+from mogrifier_lm.data import IGNORE
+from mogrifier_lm.kernels import cross_entropy
 from mogrifier_lm.kernels.recurrence import STACKS
 from mogrifier_lm.regularization import Masks, drop
 
@@ -47,7 +48,8 @@ class LanguageModel(nn.Module):
         residual: each layer's input is added to its output (all of one size).
         mixture: M softmaxes mixed by weights that depend on the encoder's output (Mixture of
             Softmaxes, Yang et al., arXiv 1711.03953); each sees tanh of its own projection to E.
-        backend: kernel of the recurrence.
+        backend: kernel of the recurrence and, where it has one of that name, of the output layer,
+            whose own choice is `output_backend`.
         device: where the parameters live.
 
     Raises:
@@ -105,7 +107,19 @@ class LanguageModel(nn.Module):
             else nn.Parameter(torch.empty(vocab_size, self.output_size, device=device))
         )
         self.output_bias = nn.Parameter(torch.empty(vocab_size, device=device))
+        self.requested_backend = backend
+        self._resolve_output_backend()
         self.reset_parameters()
+
+    def _resolve_output_backend(self) -> None:
+        known, p = self.requested_backend in cross_entropy.BACKENDS, self.output_bias
+        name = self.requested_backend if known else "auto"  # of those that the recurrence alone has
+        self.output_backend = cross_entropy.resolve(name, p.device, dtype=p.dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # what .to(), .cuda() and .double() call
+        self._resolve_output_backend()
+        return self
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -237,7 +251,8 @@ class LanguageModel(nn.Module):
         and p is the mean of theirs (the objective of Melis, arXiv 2211.01848).
         """
         rows, bias, log_prior = self._components(hidden, samples=samples)
-        return linear_cross_entropy(rows, self.output_weight, bias, targets_N, log_prior)
+        kernel = cross_entropy.BACKENDS[self.output_backend]
+        return kernel.loss(rows, self.output_weight, bias, targets_N, log_prior, IGNORE)
 
     def loss(
         self, inputs_TB: Tensor, targets_TB: Tensor, states: States, masks: Masks | None = None
@@ -253,7 +268,8 @@ class LanguageModel(nn.Module):
         `temperature` multiplies the logits (as in LAMB): below 1 it flattens the distribution.
         """
         rows, bias, log_prior = self._components(hidden, temperature)
-        return token_nats(rows, self.output_weight, bias, targets_N, log_prior)
+        kernel = cross_entropy.BACKENDS[self.output_backend]
+        return kernel.token_nats(rows, self.output_weight, bias, targets_N, log_prior, IGNORE)
 
     @torch.no_grad()
     def log_probs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:

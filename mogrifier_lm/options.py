@@ -168,7 +168,7 @@ class ModelConfig:
         True, "the output bias starts at the log frequencies of the training text, not at 0"
     )
     backend: str = option(
-        "auto", "kernel of the recurrence: auto, or a name that benchmark.py lists"
+        "auto", "kernels: auto, or one that benchmark.py lists; reference: the output layer's too"
     )
 
 

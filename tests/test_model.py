@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mogrifier_lm.data import IGNORE
+from mogrifier_lm.kernels import cross_entropy
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig, RegularizationConfig
 from mogrifier_lm.regularization import activation_penalty, draw_masks, of_streams
@@ -257,3 +258,22 @@ def test_lamb_and_chrono_initial_values() -> None:
     times = f.exp()
     assert 1 <= times.min() < 4 and 46 < times.max() <= 49
     assert times.mean().item() == pytest.approx(25, abs=2)
+
+
+def test_the_output_layers_kernel_is_chosen_once_and_again_with_another_dtype():
+    model = build_model(ModelConfig(hidden_size=8), V)
+    assert model.output_backend == cross_entropy.resolve("auto", "cpu")
+    assert model.double().output_backend == "chunked"
+    assert build_model(ModelConfig(hidden_size=8, backend="fused"), V).output_backend == (
+        cross_entropy.resolve("auto", "cpu")
+    )
+
+
+def test_the_reference_backend_runs_the_definitions_everywhere(monkeypatch):
+    model = build_model(ModelConfig(hidden_size=8, backend="reference"), V)
+    assert (model.backend, model.output_backend) == ("reference", "reference")
+    for name in ("chunked", "native"):
+        monkeypatch.delitem(cross_entropy.BACKENDS, name)
+    inputs, targets = window(5, 2)
+    model.loss(inputs, targets, model.zero_states(2))[0].backward()
+    model.token_nats(inputs, targets, model.zero_states(2))

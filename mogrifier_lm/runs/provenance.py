@@ -17,13 +17,19 @@ MAX_DIFF = 2**20
 
 
 def collect(
-    *, device: str, backend: str, data: Mapping[str, Any], repo: Path | None = None
+    *,
+    device: str,
+    backend: str,
+    output_backend: str,
+    data: Mapping[str, Any],
+    repo: Path | None = None,
 ) -> dict[str, Any]:
     """Describe this run in values that json can write. Takes less than half a second.
 
     Args:
         device: what the run computes on, such as "cpu" or "cuda:0".
         backend: of the recurrence, as chosen.
+        output_backend: of the output layer, as chosen.
         data: hashes of the data, kept as they are.
         repo: a folder inside the checkout of the code; default: the one this package lies in.
 
@@ -48,6 +54,7 @@ def collect(
         "device": device,
         "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "backend": backend,
+        "output_backend": output_backend,
         "data": dict(data),
     }
 

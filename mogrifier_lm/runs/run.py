@@ -106,7 +106,7 @@ def _trainer(
         UserError: the training text is shorter than a window.
     """
     log.info(
-        "%s: %s types; %s rounds %d, %d x %d, %s parameters, kernel %s",
+        "%s: %s types; %s rounds %d, %d x %d, %s parameters, kernels %s and %s (output layer)",
         corpus.name,
         f"{len(corpus.tokenizer):,}",
         config.model.cell,
@@ -115,6 +115,7 @@ def _trainer(
         _hidden_size(model),
         f"{model.num_params():,}",
         model.backend,
+        model.output_backend,
     )
     train = ORDERS[config.trainer.streams](
         corpus.splits["train"].ids, config.trainer.batch_size, corpus.tokenizer.eos_id
@@ -174,6 +175,7 @@ def _begin(
     facts = provenance.collect(
         device=str(model.output_bias.device),
         backend=model.backend,
+        output_backend=model.output_backend,
         data={
             "name": corpus.name,
             "sha256": {name: split.sha256 for name, split in corpus.splits.items()},

@@ -16,7 +16,8 @@ from mogrifier_lm.runs import provenance
 
 
 def collect(repo: Path) -> dict[str, Any]:
-    return provenance.collect(device="cpu", backend="reference", data={"train": "ab12"}, repo=repo)
+    backends = {"backend": "reference", "output_backend": "chunked"}
+    return provenance.collect(device="cpu", **backends, data={"train": "ab12"}, repo=repo)
 
 
 @pytest.fixture
@@ -91,7 +92,8 @@ def test_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["versions"]["torch"] is not None
     assert facts["versions"]["no-such-package"] is None
     assert (facts["device"], facts["device_name"]) == ("cpu", None)
-    assert (facts["backend"], facts["data"]) == ("reference", {"train": "ab12"})
+    assert (facts["backend"], facts["output_backend"]) == ("reference", "chunked")
+    assert facts["data"] == {"train": "ab12"}
     assert facts["cpu"]["cores"] == os.cpu_count()
     assert datetime.datetime.fromisoformat(facts["started"]).tzinfo is not None
     assert platform.node() not in facts["platform"].split("-")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mogrifier_lm.kernels.precision import product_dtype, without_autocast
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
 # What it knows, each with the names of its weights beside ih, hh, and bias.
@@ -69,19 +70,6 @@ def recurrence(
     with torch.no_grad(), without_autocast(x.device.type):
         output, cs_SBH, _ = _forward(options, product, x, h, c, state_mask, weights, save=False)
     return output, output[-1].clone(), cs_SBH[(len(x) - 1) % len(cs_SBH)].clone()
-
-
-def product_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the operands of products: autocast's where it is on (it spares float64)."""
-    available = torch.amp.is_autocast_available(device_type)
-    if available and torch.is_autocast_enabled(device_type) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device_type)
-    return dtype
-
-
-def without_autocast(device_type: str) -> torch.autocast:
-    known = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type if known else "cpu", enabled=False)
 
 
 def flatten(w: Weights) -> tuple[Tensor | None, ...]:

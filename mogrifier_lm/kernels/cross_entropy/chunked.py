@@ -1,53 +1,27 @@
-"""Linear layer and cross-entropy in one, with the logits of one chunk of rows alive at a time.
+"""The loss of the output layer with the logits of one chunk of rows alive at a time.
 
 The gradients are computed in the forward pass, while a chunk's softmax is at hand, so that no
 product is done twice and nothing of size N * V is kept.
 
-With `log_prior` it is that of a mixture of softmaxes: -ln sum_m prior_m softmax_m[target]. The
-gradient through component m is that of its own softmax times m's posterior, so a mixture costs no
-more than as many rows, and one form serves Mixture of Softmaxes (Yang et al., arXiv 1711.03953) and
-the multi-sample dropout objective (Melis, arXiv 2211.01848), whose prior is 1 / samples.
+The gradient through component m of a mixture is that of its own softmax times m's posterior, so a
+mixture costs no more than as many rows.
 
 Shape legend: N targets, M components of the mixture (1 without one), E features, V classes, K = E +
 1 (the bias) rounded up, C rows of a chunk, R rows of a block. A row is a component of a target.
 """
 
-import ctypes
-import functools
-import logging
 import threading
 from collections.abc import Callable
-from ctypes import c_int64, c_void_p
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mogrifier_lm.kernels import cpp
+from mogrifier_lm.kernels.precision import product_dtype, without_autocast
 
-IGNORE = -100
-NATIVE = {torch.float32: "softmax_fp32", torch.bfloat16: "softmax_bf16"}
-
-
-@functools.cache  # said once
-def _library() -> ctypes.CDLL | None:
-    """The passes over logits in C++; None where they cannot be compiled."""
-    try:
-        return cpp.load(Path(__file__).with_suffix(".cpp"))
-    except OSError as reason:
-        logging.getLogger(__name__).info("the softmax runs in plain torch operations: %s", reason)
-        return None
-
-
-def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The autocast dtype where autocast is on (it leaves float64 alone), else the inputs' own."""
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    device = hidden.device.type
-    if dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return dtype
+# Passes over a chunk's logits [C, V]: (logits, targets [C], nats [C], gradient) -> None.
+Softmax = Callable[[Tensor, Tensor, Tensor, bool], None]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -118,7 +92,7 @@ def _softmax_(logits_RV: Tensor, targets_R1: Tensor) -> Tensor:
     return top - logits_RV.amax(1, keepdim=True).log() - target_logit
 
 
-def _portable(logits_CV: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bool) -> None:
+def softmax(logits_CV: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bool) -> None:
     """Write -ln p of the targets; with `gradient` the logits become d of these / d logits.
 
     Rows in low precision pass through a block of fp32. Blocks of 32 rows were no faster than of
@@ -136,12 +110,62 @@ def _portable(logits_CV: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bo
             logits_RV.copy_(p_RV)
 
 
-def _run(
-    h_NK: Tensor,
-    w_VK: Tensor,
+class _Problem(NamedTuple):
+    """What the chunks are cut from, and how their softmax is taken."""
+
+    h_NK: Tensor
+    w_VK: Tensor
+    targets: Tensor
+    log_prior: Tensor | None
+    ignore_index: int
+    softmax: Softmax
+
+    @property
+    def mixture(self) -> int:
+        return 1 if self.log_prior is None else self.log_prior.shape[1]
+
+    @property
+    def ignored(self) -> Tensor:
+        return self.targets == self.ignore_index
+
+
+def _problem(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     targets: Tensor,
-    log_prior_NM: Tensor | None,
-    use_gradient: Callable[[slice, Tensor, Tensor | None], None] | None,
+    log_prior: Tensor | None,
+    ignore_index: int,
+    softmax: Softmax,
+    dtype: torch.dtype | None,
+) -> _Problem:
+    V, mixture = len(weight), 1 if log_prior is None else log_prior.shape[1]
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets are {targets.dtype}, they must be torch.int64")
+    if targets.shape != (len(hidden) // mixture,) or len(hidden) % mixture:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}, hidden {tuple(hidden.shape)} in mixtures "
+            f"of {mixture}: they do not fit"
+        )
+    if log_prior is not None and log_prior.shape[0] != len(targets):
+        raise ValueError(f"log_prior has {log_prior.shape[0]} rows, targets {len(targets)}")
+    if targets.device != hidden.device:
+        raise ValueError(f"targets are on {targets.device}, hidden on {hidden.device}")
+    if targets.is_cpu and len(targets):  # on other devices the gather says so
+        outside = (targets < 0) | (targets >= V)
+        if (outside & (targets != ignore_index)).any():
+            raise IndexError(
+                f"a target is out of bounds: it must lie in [0, {V}) or be {ignore_index}"
+            )
+    if dtype is None:
+        dtype = product_dtype(hidden.device.type, torch.promote_types(hidden.dtype, weight.dtype))
+    h_NK = _append(hidden, 1, dtype)
+    w_VK = _append(weight, 0 if bias is None else bias, dtype, scratch=True)
+    return _Problem(h_NK, w_VK, targets, log_prior, ignore_index, softmax)
+
+
+def _run(
+    p: _Problem, use_gradient: Callable[[slice, Tensor, Tensor | None], None] | None
 ) -> tuple[Tensor, Tensor | None]:
     """-ln p of each target [N], 0 where ignored, and the components' posteriors [N, M].
 
@@ -149,28 +173,20 @@ def _run(
     its posterior (None: all 1). Rows whose target is ignored are handed on with a gradient that is
     to be disregarded.
     """
-    dtype, V = h_NK.dtype, len(w_VK)
-    mixture = 1 if log_prior_NM is None else log_prior_NM.shape[1]
-    joint_NM = None if log_prior_NM is None else log_prior_NM.to(_wide(dtype), copy=True)
+    h_NK, mixture, V = p.h_NK, p.mixture, len(p.w_VK)
+    dtype, device = h_NK.dtype, h_NK.device
+    joint_NM = None if p.log_prior is None else p.log_prior.to(_wide(dtype), copy=True)
     nats_N = h_NK.new_empty(len(h_NK), dtype=_wide(dtype))
-    targets_N = targets.masked_fill(targets == IGNORE, 0).repeat_interleave(mixture)
-    native = _library() if h_NK.is_cpu and dtype in NATIVE else None
-    if native and not ((targets_N >= 0) & (targets_N < V)).all():
-        raise IndexError(f"a target is out of bounds: it must lie in [0, {V}) or be {IGNORE}")
-    chunk = max(_chunk_rows(h_NK.device, dtype) // mixture, 1) * mixture
-    # Whole vectors, whose end gets zeros: torch's bf16 products read (and ignore) it.
-    width = -(-V // 16) * 16 if native else V
-    buffer = _scratch("logits", min(chunk, len(h_NK)), width, dtype, h_NK.device)
+    targets_N = p.targets.masked_fill(p.ignored, 0).repeat_interleave(mixture)
+    chunk = max(_chunk_rows(device, dtype) // mixture, 1) * mixture
+    # Others than torch's take whole vectors, and torch's bf16 products read (and ignore) their end.
+    width = V if p.softmax is softmax else -(-V // 16) * 16
+    buffer = _scratch("logits", min(chunk, len(h_NK)), width, dtype, device)
     for start in range(0, len(h_NK), chunk):
         rows = slice(start, min(start + chunk, len(h_NK)))
         logits_CV = buffer[: rows.stop - start, :V]
-        torch.mm(h_NK[rows], w_VK.T, out=logits_CV)
-        if native:
-            pointers = (t.data_ptr() for t in (logits_CV, targets_N[rows], nats_N[rows]))
-            sizes = (len(logits_CV), V, width, use_gradient is not None, torch.get_num_threads())
-            getattr(native, NATIVE[dtype])(*map(c_void_p, pointers), *map(c_int64, sizes))
-        else:
-            _portable(logits_CV, targets_N[rows], nats_N[rows], use_gradient is not None)
+        torch.mm(h_NK[rows], p.w_VK.T, out=logits_CV)
+        p.softmax(logits_CV, targets_N[rows], nats_N[rows], use_gradient is not None)
         posterior_C1 = None
         if joint_NM is not None:
             places = slice(rows.start // mixture, rows.stop // mixture)
@@ -179,36 +195,25 @@ def _run(
         if use_gradient is not None:
             use_gradient(rows, logits_CV, posterior_C1)
     if joint_NM is None:
-        return nats_N.masked_fill_(targets == IGNORE, 0), None
-    return (-joint_NM.logsumexp(1)).masked_fill_(targets == IGNORE, 0), joint_NM.softmax(1)
+        return nats_N.masked_fill_(p.ignored, 0), None
+    return (-joint_NM.logsumexp(1)).masked_fill_(p.ignored, 0), joint_NM.softmax(1)
 
 
-def _nats(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_prior: Tensor | None
-) -> Tensor:
-    dtype = _product_dtype(hidden, weight)
-    h_NK = _append(hidden, 1, dtype)
-    w_VK = _append(weight, 0 if bias is None else bias, dtype, scratch=True)
-    with torch.autocast(hidden.device.type, enabled=False):
-        return _run(h_NK, w_VK, targets, log_prior, None)[0]
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
+class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        targets: Tensor,
         log_prior: Tensor | None,
+        *others: Any,
     ) -> Tensor:
-        dtype = _product_dtype(hidden, weight)
-        needs_h, needs_w, needs_b, _, _ = ctx.needs_input_grad
-        h_NK = _append(hidden, 1, dtype)
-        w_VK = _append(weight, 0 if bias is None else bias, dtype, scratch=True)
-        mixture = 1 if log_prior is None else log_prior.shape[1]
-        ignored_N1 = (targets == IGNORE).repeat_interleave(mixture).unsqueeze(1)
+        targets, ignore_index, softmax, dtype = others
+        p = _problem(hidden, weight, bias, targets, log_prior, ignore_index, softmax, dtype)
+        h_NK, w_VK, dtype = p.h_NK, p.w_VK, p.h_NK.dtype
+        needs_h, needs_w, needs_b, *_ = ctx.needs_input_grad
+        ignored_N1 = p.ignored.repeat_interleave(p.mixture).unsqueeze(1)
         kept_NK = h_NK.masked_fill(ignored_N1, 0)
         grad_h_NK = torch.empty_like(h_NK) if needs_h else None
         grad_w_VK = torch.empty_like(w_VK, dtype=_wide(dtype)) if needs_w or needs_b else None
@@ -233,13 +238,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 grad_w_VK.addmm_(gradient_CV.T, kept_CK)
 
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device.type):
             needed = needs_h or needs_w or needs_b
-            nats, posterior = _run(h_NK, w_VK, targets, log_prior, use_gradient if needed else None)
+            nats, posterior = _run(p, use_gradient if needed else None)
         if grad_h_NK is not None:
             grad_h_NK.masked_fill_(ignored_N1, 0)
         if posterior is not None:
-            posterior.masked_fill_((targets == IGNORE).unsqueeze(1), 0)
+            posterior.masked_fill_(p.ignored.unsqueeze(1), 0)
         ctx.save_for_backward(grad_h_NK, grad_w_VK, posterior)
         ctx.features = hidden.shape[1]
         return nats.sum()
@@ -248,49 +253,59 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_h_NK, grad_w_VK, posterior_NM = ctx.saved_tensors
-        needs_h, needs_w, needs_b, _, needs_prior = ctx.needs_input_grad
+        needs_h, needs_w, needs_b, needs_prior, *_ = ctx.needs_input_grad
         features = ctx.features
         return (
             grad_h_NK[:, :features].to(grad_output.dtype) * grad_output if needs_h else None,
             grad_w_VK[:, :features] * grad_output if needs_w else None,
             grad_w_VK[:, features] * grad_output if needs_b else None,
-            None,
             -posterior_NM * grad_output if needs_prior else None,
+            *[None] * 4,
         )
 
 
-def linear_cross_entropy(
+def loss(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    log_prior: Tensor | None = None,
+    log_prior: Tensor | None,
+    ignore_index: int,
+    softmax: Softmax = softmax,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Sum over targets of -ln softmax(hidden @ weight.T + bias)[target], in nats.
-
-    Under `torch.autocast` the products run in the autocast dtype; the softmax, the sum and the
-    weight's gradient are fp32 at least.
+    """As `reference.loss`, in chunks.
 
     Args:
-        hidden: [N, E], or [N * M, E] with the components of one target side by side.
-        weight: [V, E].
-        bias: [V] or None.
-        targets: [N] int64; those of -100 score zero.
-        log_prior: [N, M] of a mixture of M softmaxes, or None.
+        hidden, weight, bias, targets, log_prior, ignore_index: as there.
+        softmax: the passes over a chunk's logits.
+        dtype: of the operands of products; None: autocast's or their own.
     """
     if not torch.is_grad_enabled():
-        return _nats(hidden, weight, bias, targets, log_prior).sum()
-    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, log_prior)  # type: ignore[no-untyped-call]
+        terms = _nats(hidden, weight, bias, targets, log_prior, ignore_index, softmax, dtype)
+        return terms.sum()
+    others = (targets, ignore_index, softmax, dtype)
+    nats: Tensor = _Loss.apply(hidden, weight, bias, log_prior, *others)  # type: ignore[no-untyped-call]
     return nats
 
 
+@torch.no_grad()
 def token_nats(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    log_prior: Tensor | None = None,
+    log_prior: Tensor | None,
+    ignore_index: int,
+    softmax: Softmax = softmax,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The terms of `linear_cross_entropy`, [N] float32, without gradient."""
-    with torch.no_grad():
-        return _nats(hidden, weight, bias, targets, log_prior).float()
+    """As `reference.token_nats`, in chunks; further arguments as `loss` has them."""
+    terms = _nats(hidden, weight, bias, targets, log_prior, ignore_index, softmax, dtype)
+    return terms.float()
+
+
+def _nats(hidden: Tensor, *arguments: Any) -> Tensor:
+    p = _problem(hidden, *arguments)
+    with without_autocast(hidden.device.type):
+        return _run(p, None)[0]

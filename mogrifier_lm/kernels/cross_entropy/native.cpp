@@ -1,4 +1,4 @@
-// The softmax of cross_entropy.py on a CPU: a row of logits comes from memory once, and lies in the
+// The softmax of native.py: a row of logits comes from memory once, and lies in the
 // first-level cache for the passes after the first.
 
 #include <math.h>
