@@ -89,12 +89,20 @@ def test_every_recipe_states_its_command_number_cost_and_what_was_measured() -> 
         assert "Measured" in header and "alidation" in header and "tokens" in header, name
 
 
-def train_twenty_steps(config: Config, folder: Path, vocabulary: int) -> list[float]:
+def test_a_recipe_for_a_gpu_validates_in_many_streams() -> None:
+    for name in NAMES:
+        for_a_gpu = "trainer.device=cuda" in (FOLDER / f"{name}.yaml").read_text()
+        assert (config_of(name).trainer.valid_batch_size >= 128) == for_a_gpu, name
+
+
+def train_twenty_steps(
+    config: Config, folder: Path, vocabulary: int, device: str = "cpu"
+) -> list[float]:
     """Gradient norms and perplexities of a recipe on random text in small batches."""
     torch.manual_seed(config.seed)
     config.trainer.batch_size, config.trainer.max_steps = 4, 20
     config.trainer.bptt, config.trainer.valid_every, config.trainer.log_every = 9, 10, 5
-    model = build_model(config.model, vocabulary)
+    model = build_model(config.model, vocabulary, device)
     ids = np.random.default_rng(0).integers(0, vocabulary, 2000).astype(np.uint16)
     train = ORDERS[config.trainer.streams](ids, config.trainer.batch_size, 0)
     Trainer(

@@ -58,7 +58,8 @@ class Layer:
         self.hs = self.empty(self.T + 1, self.H)  # masked
         self.cs = self.empty(self.T + 1, self.H, torch.float32)
         self.output = self.empty(self.T, self.H, torch.float32)
-        self.acts = self.empty(self.S, 4 * self.H)
+        # Not in bf16: of an f near 1 it leaves little of the 1 - f that caps the input gate.
+        self.acts = self.empty(self.S, 4 * self.H, torch.float32)
         self.inner = [None if r.right is None else self._of(r.right.shape[0]) for r in w.rounds]
         self.gates = [self._of(r.weight.shape[0]) for r in w.rounds]
         self.targets = [self._of(r.weight.shape[0]) for r in w.rounds]
@@ -174,7 +175,7 @@ class Layer:
             padded(d, self.B, self.H, dtype=torch.float32).clone() for d in (d_h, d_c)
         )
         self.d_x = self.empty(self.T, self.I, torch.float32)
-        self.d_acts = torch.empty_like(self.acts)
+        self.d_acts = torch.empty_like(self.acts, dtype=self.x.dtype)
         self.d_gates = [torch.empty_like(g) for g in self.gates]
         self.d_inner = [None if z is None else torch.empty_like(z) for z in self.inner]
         self.d_px, self.d_ph = self._of_cell("mlstm", 2)
