@@ -112,12 +112,10 @@ def validate(node: DictConfig) -> Config:
         raise UserError("model.num_params and model.hidden_size exclude each other: give one")
     if model.num_params is None and model.hidden_size is None:
         model.hidden_size = 200
-    if config.tokenizer.name == "word" and (
-        config.tokenizer.model_type or config.tokenizer.vocab_size
-    ):
-        raise UserError(
-            "tokenizer.model_type and tokenizer.vocab_size are of tokenizer=sentencepiece: give it"
-        )
+    _check_tokenizer(config)
+    for paths, key in ((config.data, "dir"), (config.tokenizer, "vocabulary")):
+        if path := getattr(paths, key):  # as the saved config is read in other folders too
+            setattr(paths, key, str(Path(path).expanduser().absolute()))
     if trainer.max_epochs is None and trainer.max_steps is None and trainer.max_minutes is None:
         raise UserError(
             "no end of training: give trainer.max_epochs, trainer.max_steps or trainer.max_minutes"
@@ -140,6 +138,26 @@ def validate(node: DictConfig) -> Config:
     if trainer.lr_decay == "linear" and trainer.max_epochs is None and trainer.max_steps is None:
         raise UserError("trainer.lr_decay=linear needs trainer.max_epochs or trainer.max_steps")
     return config
+
+
+def _check_tokenizer(config: Config) -> None:
+    kinds = {
+        "sentencepiece": ("model_type", "vocab_size"),
+        "word": ("min_count", "max_size"),
+        "char": ("min_count", "max_size"),
+    }
+    tokenizer = config.tokenizer
+    mine = kinds.get(tokenizer.name, ())
+    for key in {key for keys in kinds.values() for key in keys}.difference(mine):
+        if getattr(tokenizer, key) is not None:
+            names = " or ".join(f"tokenizer={name}" for name, keys in kinds.items() if key in keys)
+            raise UserError(f"tokenizer.{key} is of {names}, not of tokenizer={tokenizer.name}")
+    if tokenizer.vocabulary and any(getattr(tokenizer, key) is not None for key in mine):
+        raise UserError(
+            f"tokenizer.vocabulary is taken as it is: leave {', '.join(mine)} of the tokenizer out"
+        )
+    if len(config.data.shares) != 3:
+        raise UserError("data.shares needs three numbers, of train, valid and test")
 
 
 # Keys that do something only where the condition holds.

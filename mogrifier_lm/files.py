@@ -1,8 +1,11 @@
 """Files that several processes may read and write."""
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,33 @@ def cache_folder(*parts: str) -> Path:
     """${XDG_CACHE_HOME:-~/.cache}/mogrifier_lm, or a folder below it; it may not be there yet."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home.joinpath("mogrifier_lm", *parts)
+
+
+def digest(*values: object) -> str:
+    """A name of 16 characters for values that json can write."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fill_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder under a temporary name, then rename it: whole or not there."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {target.parent} cannot be written ({error.strerror}): "
+            "give data.cache_dir=FOLDER"
+        ) from error
+    try:
+        fill(tmp)
+        tmp.chmod(0o755)
+        try:
+            tmp.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -51,7 +51,9 @@ class Counts:
 class DataConfig:
     name: str = option("synthetic", "a label for files and tables; `synthetic` is generated")
     dir: str | None = option(
-        None, "folder with train.txt, valid.txt and test.txt; takes the place of the hub"
+        None,
+        "folder with train.txt, valid.txt and test.txt (docs/data.md: other names), or one file "
+        "that is cut into them; takes the place of the hub",
     )
     folder: str | None = option(None, "folder looked for below $MOGRIFIER_LM_DATA before the hub")
     hub_path: str | None = option(None, "name of the data set for `datasets.load_dataset`")
@@ -62,17 +64,56 @@ class DataConfig:
     cache_dir: str | None = option(
         None, "token arrays are kept here; default ~/.cache/mogrifier_lm (or $XDG_CACHE_HOME)"
     )
+    normalize: str = option(
+        "none",
+        "Unicode form of the text; clean: nfc, characters of no width and soft hyphens left out, "
+        "other spaces made plain",
+        choices=("none", "nfc", "nfkc", "clean"),
+    )
+    markers: str = option(
+        "auto",
+        "auto: a final <eos> on every line is its end, <s> and </s> are left out, UNK, <UNK>, "
+        "[UNK], @@UNKNOWN@@ and <unknown> are <unk>; keep: they are words",
+        choices=("auto", "keep"),
+    )
+    spelled: bool = option(
+        False, "the text is spelled out, as PTB's: a space after each character, its own are _"
+    )
+    shares: list[float] = option(
+        [0.9, 0.05, 0.05],
+        "of train, valid and test in a single file, in this order",
+        above=0,
+        most=1,
+    )
     seed: int = option(0, "of the synthetic language and its text", least=0, below=2**32)
 
 
 @dataclass(kw_only=True)
 class TokenizerConfig:
-    name: str = option("word", "what a token is", choices=("word", "sentencepiece"))
+    name: str = option("word", "what a token is", choices=("word", "sentencepiece", "char", "byte"))
     model_type: str | None = option(
         None, "sentencepiece: how words are cut; default unigram", choices=("unigram", "bpe")
     )
     vocab_size: int | None = option(
         None, "sentencepiece: tokens; default 5000", least=260, most=SIZE
+    )
+    min_count: int | None = option(
+        None,
+        "word, char: what is rarer in the training text is <unk>; default 1",
+        least=1,
+        most=COUNT,
+    )
+    max_size: int | None = option(
+        None,
+        "word, char: types at most, <unk> and <eos> counted; what is rarer is <unk>",
+        least=3,
+        most=SIZE,
+    )
+    lowercase: bool = option(False, "the text is read in lower case")
+    unk: str | None = option(None, "a word by which the text marks unknown ones, beside <unk>")
+    vocabulary: str | None = option(
+        None,
+        "folder of a run whose tokenizer is taken, or (word) a file with a word a line",
     )
 
 

@@ -27,14 +27,14 @@ def main(
     device: str = "cpu",
 ) -> None:
     from mogrifier_lm import load_model
-    from mogrifier_lm.data import split_lines
+    from mogrifier_lm.data import read_lines
     from mogrifier_lm.inference.generate import sample
     from mogrifier_lm.runs.build import check_device, saved_tokenizer
 
     if tokens < 1 or not 1e-3 <= temperature < math.inf or not 0 <= seed < 1 << 32:
         raise UserError("tokens must be at least 1, temperature 0.001, and seed 0 to 2^32 - 1")
     model, tokenizer = load_model(run, check_device(device)), saved_tokenizer(Path(run))
-    lines = split_lines(os.fsencode(prompt), "prompt")
+    lines = read_lines(os.fsencode(prompt), "prompt", tokenizer)
     ids = tokenizer.encode(lines)[:-1].tolist()  # its last line goes on
     words = {word for line in lines for word in line.split()}
     if unknown := sorted(words - set(tokenizer.decode_words(ids))):

@@ -27,7 +27,7 @@ def main(
     min_count: int = 10,
 ) -> None:
     from mogrifier_lm import load_model
-    from mogrifier_lm.data import EOS, SPLITS, split_lines
+    from mogrifier_lm.data import EOS, SPLITS, read_lines
     from mogrifier_lm.evaluators import perplexity, static_nats
     from mogrifier_lm.reports.words import (
         per_word,
@@ -44,12 +44,12 @@ def main(
     if text:
         tokenizer = saved_tokenizer(run_dir)
         raw = sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
-        lines = split_lines(raw, text)
+        lines = read_lines(raw, text, tokenizer)
         ids = tokenizer.encode(lines)
         if not len(ids):
             raise UserError(f"{text} is empty")
         nats = per_word(tokenizer, ids, static_nats(model, ids, tokenizer.eos_id).double().numpy())
-        words = [word for line in lines for word in (*line.split(), EOS)]
+        words = [word for line in lines for word in (*tokenizer.split(line), EOS)]
         for word, seen, value in zip(words, tokenizer.decode_words(ids), nats, strict=True):
             print(f"{word}\t{value:.4f}" + (f"\tas {seen}" if seen != word else ""))
         ppl = perplexity(nats.mean())

@@ -1,8 +1,11 @@
 """Text → token ids → streams and windows. Knows no model and no config file."""
 
 from mogrifier_lm.data.batching import IGNORE, ORDERS, ReadHeads, Streams
-from mogrifier_lm.data.corpus import SPLITS, Corpus, Split, load_corpus, split_lines
-from mogrifier_lm.data.tokenizer import EOS, UNK, SentencePieceTokenizer, Tokenizer, WordTokenizer
+from mogrifier_lm.data.corpus import Corpus, Split, load_corpus, read_lines
+from mogrifier_lm.data.source import SPLITS
+from mogrifier_lm.data.subwords import TOKENIZERS, SentencePieceTokenizer, load_tokenizer
+from mogrifier_lm.data.text import EOS, UNK
+from mogrifier_lm.data.tokenizer import Tokenizer, WordTokenizer
 
 __all__ = [
     "EOS",
@@ -10,6 +13,7 @@ __all__ = [
     "ORDERS",
     "ReadHeads",
     "SPLITS",
+    "TOKENIZERS",
     "UNK",
     "Corpus",
     "SentencePieceTokenizer",
@@ -18,5 +22,6 @@ __all__ = [
     "Tokenizer",
     "WordTokenizer",
     "load_corpus",
-    "split_lines",
+    "load_tokenizer",
+    "read_lines",
 ]

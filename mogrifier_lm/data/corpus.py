@@ -1,48 +1,42 @@
 """Corpora: three splits of text, wherever they come from, as cached arrays of token ids."""
 
-import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from mogrifier_lm.data import synthetic
-from mogrifier_lm.data.tokenizer import (
-    EOS,
-    TOKENIZERS,
-    UNK,
-    Tokenizer,
-    WordTokenizer,
-    load_tokenizer,
-)
+from mogrifier_lm.data.source import SPLITS, Part, find_parts, text_hash, text_place
+from mogrifier_lm.data.subwords import TOKENIZERS, load_tokenizer
+from mogrifier_lm.data.text import EOS, LONG_WORD, UNK, Form, Reader, measure, words_of
+from mogrifier_lm.data.tokenizer import Tokenizer, WordTokenizer
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import cache_folder
+from mogrifier_lm.files import cache_folder, digest, fill_folder, read_json
 from mogrifier_lm.options import DataConfig, TokenizerConfig
+from mogrifier_lm.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "valid", "test")
-HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-FILE_NAMES = ("{}.txt", "ptb.{}.txt", "wiki.{}.tokens")  # ours, then those of the releases
-CACHE_FORMAT = 1  # raised when the files of a cache entry change their meaning
+MEASURES = ("words", "bytes", "characters", "unknown")  # of a split
+VOCABULARY = "vocabulary.json"
+CACHE_FORMAT = 2  # raised when the files of a cache entry change their meaning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """One split: ids [N]; words count one <eos> a line; bytes are UTF-8, a space or line break
-    after each word, a blank line one byte. `floor_nats` is -ln p under the true source, where
-    that is known."""
+    after each word, a blank line one byte (characters likewise). `floor_nats` is -ln p under the
+    true source, where that is known."""
 
     ids: np.ndarray
     words: int
     bytes: int
+    characters: int = 0
+    unknown: int = 0  # tokens that are <unk>
     sha256: str
     floor_nats: float | None = None
 
@@ -66,182 +60,159 @@ def load_corpus(source: DataConfig, tokenizer: TokenizerConfig | None = None) ->
         UserError: text that is missing, empty, not UTF-8 or unreachable; a cache folder that
             cannot be written.
     """
-    cache = Path(source.cache_dir) if source.cache_dir else cache_folder()
-    settings = {k: v for k, v in vars(tokenizer or TokenizerConfig()).items() if v is not None}
-    name = settings.pop("name")
-    folder = _text_folder(source, cache)
-    raw = {split: _read(folder, split) for split in SPLITS}
-    hashes = {split: hashlib.sha256(text).hexdigest() for split, text in raw.items()}
-    entry = cache / "tokens" / _digest(CACHE_FORMAT, name, settings, hashes)
+    tokenizer = tokenizer or TokenizerConfig()
+    cache = Path(source.cache_dir).expanduser() if source.cache_dir else cache_folder()
+    place = text_place(source, cache)
+    unit = TOKENIZERS[tokenizer.name].unit
+    parts = find_parts(place, source, exact=unit != "word")
+    hashes = {split: text_hash(part, cache) for split, part in parts.items()}
+    entry = cache / "tokens" / digest(CACHE_FORMAT, _settings(source, tokenizer), hashes)
     if not entry.is_dir():
-        _publish(entry, lambda tmp: _tokenize(raw, folder, name, settings, tmp))
-    facts = json.loads((entry / "splits.json").read_text())
-    floor_file = folder / "floor.json"
-    floors = json.loads(floor_file.read_text()) if floor_file.is_file() else {}
+        fill_folder(entry, lambda tmp: _tokenize(parts, source, tokenizer, tmp))
+    facts = read_json(entry / "splits.json", required=True)
+    floors = read_json(place / "floor.json") if source.name == "synthetic" else {}
     splits = {
         split: Split(
             ids=np.load(entry / f"{split}.npy", mmap_mode="r"),
-            words=facts[split]["words"],
-            bytes=facts[split]["bytes"],
+            **{key: facts[split][key] for key in MEASURES},
             sha256=hashes[split],
             floor_nats=floors.get(split),
         )
         for split in SPLITS
     }
-    corpus = Corpus(
-        name=source.name, tokenizer=load_tokenizer(entry / "tokenizer.json"), splits=splits
-    )
+    corpus = Corpus(name=source.name, tokenizer=load_tokenizer(entry / VOCABULARY), splits=splits)
+    for split in SPLITS:
+        for note in facts[split]["notes"]:
+            log.info("%s, %s: %s", source.name, split, note)
     _compare_counts(corpus, source)
+    if not source.expected:
+        _warn(corpus, source, {split: facts[split]["other form"] for split in SPLITS})
     return corpus
 
 
-def _text_folder(source: DataConfig, cache: Path) -> Path:
-    """The folder that holds the three text files of the source."""
-    if source.dir:
-        folder = Path(source.dir)
-        if not folder.is_dir():
-            raise UserError(f"data.dir: no folder {source.dir}")
-        return folder
-    if source.name == "synthetic":
-        version = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()
-        folder = cache / "text" / f"synthetic-{_digest(version, source.seed)}"
-        if not folder.is_dir():
-            _publish(folder, lambda tmp: _generate(source.seed, tmp))
-        return folder
-    root = os.environ.get("MOGRIFIER_LM_DATA")
-    if root and source.folder and (Path(root) / source.folder).is_dir():
-        return Path(root) / source.folder
-    if not source.hub_path:
-        raise UserError(
-            f"data={source.name} needs data.dir=FOLDER with train.txt, valid.txt and test.txt, or "
-            "data.hub_path=NAME of the hub"
-        )
-    hub = (source.hub_path, source.hub_name, source.hub_revision, source.hub_column)
-    folder = cache / "text" / f"{source.name}-{_digest(*hub)}"
-    if not folder.is_dir():
-        _publish(folder, lambda tmp: _download(source, tmp))
-    return folder
+def _settings(source: DataConfig, tokenizer: TokenizerConfig) -> dict[str, Any]:
+    """What, beside the text, decides which tokens it becomes."""
+    values = dict(vars(tokenizer))
+    values |= {key: getattr(source, key) for key in ("normalize", "markers", "spelled")}
+    if tokenizer.vocabulary:
+        path = Path(tokenizer.vocabulary).expanduser()
+        files = [file for file in (path, path.with_suffix(".model")) if file.is_file()]
+        values["vocabulary"] = [Part(file).sha256() for file in files]
+    return values
 
 
-def _generate(seed: int, folder: Path) -> None:
-    """The synthetic text and, beside it, -ln p of each split under its source."""
-    log.info("generating the synthetic language")
-    language = synthetic.SyntheticLanguage(seed)
-    floors = {}
-    for i, split in enumerate(SPLITS):
-        size = synthetic.TRAIN_TOKENS if split == "train" else synthetic.EVAL_TOKENS
-        lines = language.sample(size, seed=3 * seed + i)
-        (folder / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
-        if split != "train":
-            floors[split] = language.nats(lines)
-    (folder / "floor.json").write_text(json.dumps(floors))
+def read_lines(raw: bytes, name: str, tokenizer: Tokenizer) -> list[str]:
+    """The lines of a text to be scored, read as a corpus is; what the model knows stays a word.
 
-
-def _download(source: DataConfig, folder: Path) -> None:
-    hint = "give data.dir=FOLDER with train.txt, valid.txt, test.txt, or set MOGRIFIER_LM_DATA"
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"data={source.name} needs the package datasets, or {hint}") from error
-    log.info("downloading %s from the hub", source.hub_path)
-    try:
-        splits = datasets.load_dataset(
-            source.hub_path, source.hub_name, revision=source.hub_revision
-        )
-    except Exception as error:  # the hub's errors have no common base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"data={source.name}: {source.hub_path} cannot be had from the hub ({reason}); {hint}"
-        ) from error
-    for split, hub_split in HUB_SPLITS.items():
-        if hub_split not in splits or source.hub_column not in splits[hub_split].column_names:
-            raise UserError(
-                f"data={source.name}: {source.hub_path} has no split {hub_split} with a column "
-                f"{source.hub_column}; {hint}"
-            )
-        with open(folder / f"{split}.txt", "w", encoding="utf-8", newline="\n") as file:
-            for line in splits[hub_split][source.hub_column]:
-                file.write(line.rstrip("\n") + "\n")
-
-
-def _find(folder: Path, split: str) -> Path:
-    for name in FILE_NAMES:
-        if (folder / name.format(split)).is_file():
-            return folder / name.format(split)
-    raise UserError(f"no {split}.txt in {folder}: a corpus is train.txt, valid.txt and test.txt")
-
-
-def _read(folder: Path, split: str) -> bytes:
-    path = _find(folder, split)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if not raw.strip():
-        raise UserError(f"{path} is empty")
-    return raw
-
-
-def split_lines(raw: bytes, path: str | Path) -> list[str]:
-    """The lines of a text in UTF-8; `path` is what errors call it.
+    Args:
+        raw: the text.
+        name: what errors call it.
+        tokenizer: of the model.
 
     Raises:
-        UserError: bytes that are not UTF-8, or the word <eos> in the text.
+        UserError: bytes that are not UTF-8, or an <eos> that ends no line.
     """
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        byte = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
-        raise UserError(f"{path} is not UTF-8: {byte}, line {line}") from error
-    lines = text.removeprefix("\ufeff").split("\n")
-    if not lines[-1].strip():
-        lines.pop()
-    if EOS in text:
-        for number, words in enumerate(map(str.split, lines), start=1):
-            if EOS in words:
-                raise UserError(
-                    f"{path}, line {number} holds the word {EOS}, which is added to every line: "
-                    "remove it from the text"
-                )
-    return lines
+    unit = "word" if tokenizer.unit == "word" else "character"
+    reader = Reader(DataConfig(), unit, tokenizer.form, known=tokenizer.index)
+    text = b"".join(reader.blocks([raw], name)).decode()
+    for note in reader.notes():
+        log.warning("%s: %s", name, note)
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _tokenize(
-    raw: Mapping[str, bytes],
-    folder: Path,
-    tokenizer: str,
-    settings: Mapping[str, Any],
-    out: Path,
+    parts: Mapping[str, Part], source: DataConfig, config: TokenizerConfig, out: Path
 ) -> None:
-    lines = {split: split_lines(text, _find(folder, split)) for split, text in raw.items()}
-    others = (line for split in ("valid", "test") for line in lines[split])
-    tok = TOKENIZERS[tokenizer].train(lines["train"], others, **settings)
-    tok.save(out / "tokenizer.json")
+    """Write the files of a cache entry: the tokenizer, ids of each split, and facts about it."""
+    kind = TOKENIZERS[config.name]
+    for part in parts.values():
+        if not any(chunk.strip() for chunk in part.chunks()):
+            raise UserError(f"{part.path} is empty")
+
+    def blocks(split: str, form: Form, doing: str) -> tuple[Reader, Iterator[bytes]]:
+        reader = Reader(source, kind.unit, form, config.unk)
+        chunks = _shown(parts[split], f"{doing} {split}")
+        return reader, reader.blocks(chunks, str(parts[split].path))
+
+    def texts(*splits: str) -> Iterator[bytes]:
+        for split in splits:
+            yield from blocks(split, form, "reading")[1]
+
+    form = Form(source.normalize, config.lowercase)
+    if config.vocabulary:
+        tokenizer = _taken(Path(config.vocabulary).expanduser(), kind, form)
+    else:
+        settings = {k: v for k, v in vars(config).items() if v is not None and k in kind.settings}
+        tokenizer = kind.train(texts("train"), texts("valid", "test"), form=form, **settings)
+    tokenizer.save(out / VOCABULARY)
     facts = {}
     for split in SPLITS:
-        np.save(out / f"{split}.npy", tok.encode(lines[split]))
-        facts[split] = _measure(lines[split])
-    (out / "splits.json").write_text(json.dumps(facts))
+        reader, text = blocks(split, tokenizer.form, "cutting")
+        counts = Counter(dict.fromkeys(MEASURES, 0))
+        with open(out / f"{split}.npy", "wb") as file:
+            dtype, size = tokenizer.dtype, 0
+            _write_header(file, dtype, size)
+            for block in text:
+                ids = tokenizer.encode_block(block)
+                size += len(ids)
+                file.write(ids.data)
+                counts.update(measure(block, exact=kind.unit != "word"))
+                counts["unknown"] += int((ids == tokenizer.index.get(UNK, -1)).sum())
+            _write_header(file, dtype, size)
+        found = reader.counts["form"]
+        facts[split] = {**counts, "other form": found, "notes": reader.notes()}
+    (out / "splits.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _measure(lines: Sequence[str]) -> dict[str, int]:
-    """Words with one <eos> a line, and bytes of the text with single spaces."""
-    words = num_bytes = 0
-    for line in lines:
-        parts = line.split()
-        words += len(parts) + 1
-        num_bytes += len(" ".join(parts).encode()) + 1
-    return {"words": words, "bytes": num_bytes}
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], size: int) -> None:
+    """Write a .npy file's header, anew too: its length does not depend on the size."""
+    file.seek(0)
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _shown(part: Part, doing: str) -> Iterator[bytes]:
+    """The bytes of a text, with a progress bar."""
+    total = part.stop and part.stop - part.start
+    if total is None and part.path.suffix != ".gz":
+        total = part.path.stat().st_size
+    with progress_bar(total=total, desc=doing, unit="B", unit_scale=True, leave=False) as bar:
+        for chunk in part.chunks():
+            yield chunk
+            bar.update(len(chunk))
+
+
+def _taken(path: Path, kind: type[Tokenizer], form: Form) -> Tokenizer:
+    """The tokenizer of another run, or one of a list of words.
+
+    Raises:
+        UserError: there is none, or one of another kind.
+    """
+    if path.suffix == ".json":
+        tokenizer = load_tokenizer(path)
+        if type(tokenizer) is not kind:
+            raise UserError(
+                f"tokenizer.vocabulary={path} is one of tokenizer={tokenizer.name}: give it"
+            )
+        return tokenizer
+    if kind is not WordTokenizer or not path.is_file():
+        raise UserError(
+            f"tokenizer.vocabulary={path}: a run's folder is meant, or with tokenizer=word a file "
+            "with a word a line"
+        )
+    text = b"".join(Reader(DataConfig(markers="keep")).blocks(Part(path).chunks(), str(path)))
+    return WordTokenizer(list(dict.fromkeys([*words_of(text.decode()), EOS])), form)
 
 
 def _compare_counts(corpus: Corpus, source: DataConfig) -> None:
-    counts = {split: corpus.splits[split].words for split in SPLITS}
-    if isinstance(corpus.tokenizer, WordTokenizer):
-        counts = {"types": len(corpus.tokenizer), **counts}
-    expected_counts = vars(source.expected) if source.expected else {}
-    for what, expected in expected_counts.items():
-        if expected and counts.get(what, expected) != expected:
+    unit = corpus.tokenizer.unit
+    counts = {
+        s: split.words if unit == "word" else len(split.ids) for s, split in corpus.splits.items()
+    }
+    if corpus.tokenizer.name != "sentencepiece":
+        counts["types"] = len(corpus.tokenizer)
+    for what, expected in vars(source.expected).items() if source.expected else ():
+        if expected is not None and counts.get(what, expected) != expected:
             log.warning(
                 "%s: %s %s, published %s: perplexities do not compare with the literature's",
                 corpus.name,
@@ -249,40 +220,32 @@ def _compare_counts(corpus: Corpus, source: DataConfig) -> None:
                 what if what == "types" else f"{what} tokens",
                 f"{expected:,}",
             )
-    unk = corpus.tokenizer.index.get(UNK)
-    if isinstance(corpus.tokenizer, WordTokenizer) and unk is not None and not source.expected:
-        share = {s: float((corpus.splits[s].ids == unk).mean()) for s in SPLITS}
-        if share["train"] == 0:
-            log.warning(
-                "%s: %.2f %% of the validation and %.2f %% of the test tokens are unknown words, "
-                "and the training text holds no <unk> to learn from",
-                corpus.name,
-                100 * share["valid"],
-                100 * share["test"],
-            )
 
 
-def _digest(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _publish(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder under a temporary name, then rename it: whole or not there."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {target.parent} cannot be written ({error.strerror}): "
-            "give data.cache_dir=FOLDER"
-        ) from error
-    try:
-        fill(tmp)
-        tmp.chmod(0o755)
-        try:
-            tmp.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+def _warn(corpus: Corpus, source: DataConfig, other_form: Mapping[str, int]) -> None:
+    """Say what makes the figures of a text misleading, and what to do."""
+    name, splits = corpus.name, corpus.splits
+    if splits["train"].unknown == 0 and (splits["valid"].unknown or splits["test"].unknown):
+        log.warning(
+            "%s: %.2f %% of the validation and %.2f %% of the test tokens are unknown words, and "
+            "the training text holds no <unk> to learn from: tokenizer.min_count=2 reads its rare "
+            "words as such",
+            name,
+            *(100 * splits[s].unknown / len(splits[s].ids) for s in ("valid", "test")),
+        )
+    train = splits["train"]
+    if corpus.tokenizer.name == "word" and train.characters > LONG_WORD * train.words:
+        log.warning(
+            "%s: its words have %.0f characters on average, so white space does not part them, "
+            "and perplexity means little: tokenizer=sentencepiece or tokenizer=char",
+            name,
+            train.characters / train.words,
+        )
+    shares = {s: other_form[s] / splits[s].words for s in splits}
+    if source.normalize == "none" and max(shares.values()) - min(shares.values()) > 1e-3:
+        log.warning(
+            "%s: words with zero-width characters, other spaces or decomposed accents are %s: "
+            "data.normalize=clean makes them one form",
+            name,
+            ", ".join(f"{share:.1%} of {split}" for split, share in shares.items()),
+        )

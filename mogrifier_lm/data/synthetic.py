@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mogrifier_lm.data.tokenizer import EOS
+from mogrifier_lm.data.text import EOS
 
 TRAIN_TOKENS = 400_000
 EVAL_TOKENS = 30_000

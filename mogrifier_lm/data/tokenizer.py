@@ -1,35 +1,39 @@
-"""Tokenizers: lines of text ↔ token ids."""
+"""Tokenizers: plain text ↔ token ids, of words, characters and bytes."""
 
 import abc
-import functools
-import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from mogrifier_lm.data.text import EOS, PLAIN, UNK, Form, words_of
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import read_json
 
-EOS = "<eos>"
-UNK = "<unk>"
+Blocks = Iterable[bytes]  # of UTF-8 text, in whole words, in which "\n" ends a line
 
 
 class Tokenizer(abc.ABC):
-    """Words are split at white space and become one or more tokens each; one <eos> ends every
-    line, blank lines too.
+    """Words are split at ASCII white space and become one or more tokens each; one <eos> ends
+    every line, blank lines too.
 
     Args:
         vocabulary: [V] what each token is called, position = id; holds <eos>.
         spellings: [V] its bytes in a text: a token that begins a word begins with a space.
+        form: that text is brought to.
     """
 
-    def __init__(self, vocabulary: Sequence[str], spellings: Iterable[bytes]) -> None:
-        self.vocabulary = list(vocabulary)
+    name: str
+    unit = "word"  # what a token is at most
+    settings: tuple[str, ...] = ()  # of `train`
+
+    def __init__(
+        self, vocabulary: Sequence[str], spellings: Iterable[bytes], form: Form = PLAIN
+    ) -> None:
+        self.vocabulary, self.form = list(vocabulary), form
         self.index = {name: i for i, name in enumerate(self.vocabulary)}
         self.eos_id = self.index[EOS]
         self.spellings = list(spellings)
@@ -41,14 +45,16 @@ class Tokenizer(abc.ABC):
         return len(self.vocabulary)
 
     @abc.abstractmethod
-    def word_ids(self, word: str) -> tuple[int, ...]:
-        """The ids of one word of the text."""
+    def encode_block(self, text: bytes) -> np.ndarray:
+        """Flat ids [N] of text in the tokenizer's form, in whole words."""
 
     def encode(self, lines: Iterable[str]) -> np.ndarray:
         """Flat ids [N] of the lines, one <eos> after each; uint16 where the vocabulary fits."""
-        word_ids, eos = functools.cache(self.word_ids), (self.eos_id,)
-        ids = chain.from_iterable(chain(*map(word_ids, line.split()), eos) for line in lines)
-        return np.fromiter(ids, dtype=np.uint16 if len(self) <= 1 << 16 else np.int32)
+        return self.encode_block(self.form("".join(f"{line}\n" for line in lines)).encode())
+
+    def split(self, line: str) -> list[str]:
+        """The words of a line, as `decode_words` gives those that are known."""
+        return words_of(self.form(line))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids: single spaces between words, a line break for each <eos>."""
@@ -57,11 +63,38 @@ class Tokenizer(abc.ABC):
 
     def decode_words(self, ids: Iterable[int]) -> list[str]:
         """The words that the ids spell, <eos> among them: one for each true `starts[ids]`."""
-        return self.decode(ids).replace("\n", f" {EOS} ").split()
+        return words_of(self.decode(ids).replace("\n", f" {EOS} "))
 
     @abc.abstractmethod
     def save(self, path: Path) -> None:
         """Write the file that `load_tokenizer` reads."""
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:
+        """The tokenizer of such a file, which holds `values`."""
+
+    def _write(self, path: Path, **values: Any) -> None:
+        values |= {"form": asdict(self.form)} if self.form != PLAIN else {}
+        path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of ids: uint16 where the vocabulary fits."""
+        return np.dtype(np.uint16 if len(self) <= 1 << 16 else np.int32)
+
+
+class _Lookup(dict[bytes, int]):
+    """Word → id; any other word → `unk`, where there is one."""
+
+    unk: int | None
+
+    def __missing__(self, word: bytes) -> int:
+        if self.unk is None:
+            raise UserError(
+                f"{word.decode()!r} is not in the vocabulary, which has no {UNK} for it"
+            )
+        return self.unk
 
 
 class WordTokenizer(Tokenizer):
@@ -69,141 +102,161 @@ class WordTokenizer(Tokenizer):
 
     Ids are ordered by falling frequency in the training text, ties by spelling. Words that the
     training text lacks become <unk>, which is in the vocabulary only where the training text holds
-    it or an evaluation text needs it.
+    it, its rare words are read as it, or an evaluation text needs it.
 
     Args:
         vocabulary: the types, position = id; holds <eos>.
+        form: that text is brought to.
     """
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
-        super().__init__(vocabulary, (f" {word}".encode() for word in vocabulary))
+    name, settings = "word", ("min_count", "max_size")
 
-    @classmethod
-    def train(cls, train: Sequence[str], others: Iterable[str]) -> Self:
-        """The vocabulary of the training lines; `others` only decide whether <unk> is needed."""
-        counts = Counter(chain.from_iterable(map(str.split, train)))
-        counts[EOS] = len(train)
-        if UNK not in counts and any(w not in counts for line in others for w in line.split()):
-            counts[UNK] = 0
-        return cls([w for w, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))])
+    def __init__(self, vocabulary: Sequence[str], form: Form = PLAIN) -> None:
+        super().__init__(vocabulary, map(self._spelling, vocabulary), form)
+        self.ids = _Lookup((word.encode(), i) for i, word in enumerate(self.vocabulary))
+        self.ids.unk = self.index.get(UNK)
 
-    def word_ids(self, word: str) -> tuple[int, ...]:
-        found = self.index.get(word, self.index.get(UNK))
-        if found is None:
-            raise UserError(f"{word!r} is not in the vocabulary, which has no {UNK} for it")
-        return (found,)
+    @staticmethod
+    def _spelling(name: str) -> bytes:
+        return f" {name}".encode()
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"name": "word", "words": self.vocabulary}, ensure_ascii=False))
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        return cls(read_json(path)["words"])
-
-
-class SentencePieceTokenizer(Tokenizer):
-    """Subwords (Kudo and Richardson, 2018) inside words, from which the text can be had back.
-
-    No token spans words, so the sum of -ln p over a word's tokens is the word's, and perplexity per
-    original word is comparable with a word model's (an upper bound: one segmentation is scored).
-    <unk> in the text is one token, predicted like a word. Characters that the training text lacks,
-    or nearly, are spelled in bytes.
-
-    Args:
-        model: a serialized SentencePiece model, as `train` makes.
-    """
-
-    def __init__(self, model: bytes) -> None:
-        from sentencepiece import SentencePieceProcessor  # a word model does not need it
-
-        self.model = model
-        self.pieces = SentencePieceProcessor(model_proto=model)
-        names = [self.pieces.id_to_piece(i) for i in range(len(self.pieces))]
-        spellings = [
-            bytes([int(name[3:5], 16)])
-            if self.pieces.is_byte(i)
-            else (f" {UNK}" if name == UNK else name.replace("▁", " ")).encode()
-            for i, name in enumerate(names)
-        ]
-        super().__init__(names, spellings)
+    @staticmethod
+    def _count(blocks: Blocks) -> Counter[str]:
+        counts: Counter[bytes] = Counter()
+        lines = 0
+        for block in blocks:
+            counts.update(block.split())
+            lines += block.count(b"\n")
+        return Counter({EOS: lines} | {word.decode(): n for word, n in counts.items()})
 
     @classmethod
     def train(
         cls,
-        train: Iterable[str],
-        others: Iterable[str] = (),
+        train: Blocks,
+        others: Blocks = (),
         *,
-        model_type: str = "unigram",
-        vocab_size: int = 5000,
+        form: Form = PLAIN,
+        min_count: int = 1,
+        max_size: int | None = None,
     ) -> Self:
-        """A model of the training lines; the same text and settings give the same bytes.
+        """The vocabulary of the training text; `others` only decide whether <unk> is needed.
 
         Args:
-            train: lines.
-            others: not looked at.
-            model_type: "unigram" or "bpe".
-            vocab_size: tokens; 256 bytes, <eos>, <unk> and one that is never used among them.
-
-        Raises:
-            UserError: a vocabulary that the text cannot fill, or that cannot hold its characters.
+            train: the text.
+            others: further text.
+            form: of both.
+            min_count: rarer words are read as <unk>.
+            max_size: of the vocabulary, <unk> and <eos> counted; what is rarer is <unk>.
         """
-        from sentencepiece import SentencePieceTrainer
+        counts = cls._count(train)
+        eos, unk = counts.pop(EOS), counts.pop(UNK, None)
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        kept = [item for item in ranked if item[1] >= min_count]
+        needs_unk = unk is not None or len(kept) < len(ranked)
+        if not needs_unk:
+            needs_unk = not counts.keys() >= cls._count(others).keys() - {EOS}
+        if max_size is not None and len(kept) + 1 + needs_unk > max_size:
+            kept, needs_unk = kept[: max_size - 2], True
+        unk = (unk or 0) + sum(n for _, n in ranked[len(kept) :])
+        kept += [(EOS, eos), (UNK, unk)] if needs_unk else [(EOS, eos)]
+        return cls([w for w, _ in sorted(kept, key=lambda item: (-item[1], item[0]))], form)
 
-        model = io.BytesIO()
-        words = ((word for word in line.split() if word != UNK) for line in train)
-        try:
-            SentencePieceTrainer.train(
-                sentence_iterator=filter(None, map(" ".join, words)),
-                model_writer=model,
-                model_type=model_type,
-                vocab_size=vocab_size,
-                byte_fallback=True,
-                normalization_rule_name="identity",
-                unk_piece="<never>",
-                user_defined_symbols=[UNK],
-                bos_id=-1,
-                eos_piece=EOS,
-                max_sentence_length=1 << 30,  # by default longer lines, of 4 kB, are left out
-                num_threads=1,  # the number of threads changes the model
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            reason = str(error).rpartition("] ")[2]
-            raise UserError(f"tokenizer.vocab_size={vocab_size}: {reason}") from error
-        return cls(model.getvalue())
-
-    def word_ids(self, word: str) -> tuple[int, ...]:
-        if word == UNK:
-            return (self.index[UNK],)
-        ids, spelling = self.pieces.encode(word), f" {word}".encode()
-        if b"".join(self.spellings[i] for i in ids) != spelling:  # it holds ▁ or <unk>
-            ids = [self.index["▁"], *(self.index[f"<0x{byte:02X}>"] for byte in word.encode())]
-        return tuple(ids)
+    def encode_block(self, text: bytes) -> np.ndarray:
+        words = text.replace(b"\n", f" {EOS} ".encode()).split()
+        return np.fromiter(map(self.ids.__getitem__, words), self.dtype, len(words))
 
     def save(self, path: Path) -> None:
-        path.with_suffix(".model").write_bytes(self.model)
-        path.write_text(json.dumps({"name": "sentencepiece"}))
+        self._write(path, name=self.name, words=self.vocabulary)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        return cls(path.with_suffix(".model").read_bytes())
+    def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:
+        return cls(values["words"], form)
 
 
-TOKENIZERS: dict[str, type[WordTokenizer] | type[SentencePieceTokenizer]] = {
-    "word": WordTokenizer,
-    "sentencepiece": SentencePieceTokenizer,
-}
+class CharTokenizer(WordTokenizer):
+    """A character a token, spaces too; <eos> is the end of a line, where the text has one.
 
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer saved at `path`.
-
-    Raises:
-        UserError: no such file, or one that is damaged.
+    Args, order of the ids, settings of `train`: as of words.
     """
-    try:
-        return TOKENIZERS[read_json(path, required=True)["name"]].load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"no tokenizer: {error.filename} is missing") from error
-    except (KeyError, RuntimeError) as error:  # RuntimeError is sentencepiece's
-        raise UserError(f"the tokenizer {path} is damaged: {error}") from error
+
+    name, unit = "char", "character"
+
+    def __init__(self, vocabulary: Sequence[str], form: Form = PLAIN) -> None:
+        super().__init__(vocabulary, form)
+        self.starts[:] = True
+        # Code point → id, where that is a character of the vocabulary.
+        self.table = np.full(0x110000, -1 if self.ids.unk is None else self.ids.unk, np.int32)
+        for i, name in enumerate(self.vocabulary):
+            if len(name) == 1:
+                self.table[ord(name)] = i
+        self.table[ord("\n")] = self.eos_id
+
+    @staticmethod
+    def _spelling(name: str) -> bytes:
+        return name.encode()
+
+    @staticmethod
+    def _count(blocks: Blocks) -> Counter[str]:
+        totals = np.zeros(0x110000, np.int64)
+        for block in blocks:
+            points, counts = np.unique(_code_points(block), return_counts=True)
+            totals[points] += counts
+        lines, totals[ord("\n")] = int(totals[ord("\n")]), 0
+        return Counter({EOS: lines} | {chr(p): int(totals[p]) for p in np.flatnonzero(totals)})
+
+    def encode_block(self, text: bytes) -> np.ndarray:
+        points = _code_points(text)
+        ids: np.ndarray = self.table[points]
+        if (ids < 0).any():
+            raise UserError(
+                f"{chr(points[ids.argmin()])!r} is not in the vocabulary, which has no {UNK} for it"
+            )
+        return ids.astype(self.dtype)
+
+    def split(self, line: str) -> list[str]:
+        return list(self.form(line))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self.spellings[i] for i in ids).decode()
+
+    def decode_words(self, ids: Iterable[int]) -> list[str]:
+        return [self.vocabulary[i] for i in ids]
+
+
+def _code_points(text: bytes) -> np.ndarray:
+    return np.frombuffer(text.decode().encode("utf-32-le"), "<u4")
+
+
+class ByteTokenizer(Tokenizer):
+    """A byte a token, as the file has it; <eos> is the line feed, where the text has one."""
+
+    name = unit = "byte"
+
+    def __init__(self) -> None:
+        names = [EOS if byte == 10 else f"<0x{byte:02X}>" for byte in range(256)]
+        super().__init__(names, (bytes([byte]) for byte in range(256)))
+        self.starts[:] = True
+
+    @classmethod
+    def train(cls, train: Blocks, others: Blocks = (), *, form: Form = PLAIN) -> Self:
+        """There is nothing to learn."""
+        return cls()
+
+    def encode_block(self, text: bytes) -> np.ndarray:
+        return np.frombuffer(text, np.uint8).astype(self.dtype)
+
+    def split(self, line: str) -> list[str]:
+        return self.decode_words(line.encode())
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def decode_words(self, ids: Iterable[int]) -> list[str]:
+        return [self.vocabulary[i] for i in ids]
+
+    def save(self, path: Path) -> None:
+        self._write(path, name=self.name)
+
+    @classmethod
+    def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:
+        return cls()

@@ -1,5 +1,6 @@
 """Builders: the only place that makes objects out of a config, or out of a run's folder."""
 
+import dataclasses
 import logging
 import math
 import os
@@ -11,8 +12,7 @@ import torch
 
 from mogrifier_lm.cells import CellSpec
 from mogrifier_lm.config import load_config
-from mogrifier_lm.data import Corpus, Tokenizer, load_corpus
-from mogrifier_lm.data.tokenizer import load_tokenizer
+from mogrifier_lm.data import Corpus, Tokenizer, load_corpus, load_tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json
 from mogrifier_lm.model import LanguageModel, layer_specs
@@ -35,11 +35,24 @@ def use_threads(asked: int | None) -> None:
     torch.set_num_threads(asked or DEFAULT_THREADS)
 
 
-def saved_tokenizer(run_dir: Path) -> Tokenizer:
+def saved_tokenizer_path(run_dir: Path) -> Path:
     path = run_dir / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"no tokenizer.json in {run_dir}: the run ended before its data was read")
-    return load_tokenizer(path)
+    return path
+
+
+def saved_tokenizer(run_dir: Path) -> Tokenizer:
+    return load_tokenizer(saved_tokenizer_path(run_dir))
+
+
+def build_corpus(config: Config) -> Corpus:
+    """The corpus of a config; the vocabulary of a run is that run's tokenizer."""
+    tokenizer = config.tokenizer
+    if tokenizer.vocabulary and Path(tokenizer.vocabulary).is_dir():
+        path = saved_tokenizer_path(Path(tokenizer.vocabulary))
+        tokenizer = dataclasses.replace(tokenizer, vocabulary=str(path))
+    return load_corpus(config.data, tokenizer)
 
 
 def saved_corpus(run_dir: Path, config: Config | None = None) -> Corpus:
@@ -49,7 +62,7 @@ def saved_corpus(run_dir: Path, config: Config | None = None) -> Corpus:
         UserError: what is found now is another text, or is cut into other tokens.
     """
     config = config or load_config(run_dir)
-    corpus = load_corpus(config.data, config.tokenizer)
+    corpus = build_corpus(config)
     known = read_json(run_dir / "provenance.json", required=True)["data"]["sha256"]
     for name, split in corpus.splits.items():
         if split.sha256 != known[name]:
@@ -114,8 +127,11 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
 @torch.no_grad()
 def start_bias(model: LanguageModel, ids: np.ndarray) -> None:
     """Set the output bias to the log frequencies of `ids`, one added to each count."""
-    counts = torch.from_numpy(np.bincount(ids, minlength=model.vocab_size)) + 1.0
-    model.output_bias.copy_((counts / counts.sum()).log())
+    counts = np.ones(model.vocab_size)
+    for start in range(0, len(ids), 1 << 22):  # bincount takes a copy in int64
+        counts += np.bincount(ids[start : start + (1 << 22)], minlength=model.vocab_size)
+    frequencies = torch.from_numpy(counts).float()
+    model.output_bias.copy_((frequencies / frequencies.sum()).log())
 
 
 def start_from(model: LanguageModel, run_dir: Path, tokenizer: Tokenizer) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mogrifier_lm.data import ORDERS, Corpus, load_corpus
+from mogrifier_lm.data import ORDERS, Corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import static_score
 from mogrifier_lm.files import read_json, write_json
@@ -16,6 +16,7 @@ from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import Config
 from mogrifier_lm.runs import provenance
 from mogrifier_lm.runs.build import (
+    build_corpus,
     build_model,
     check_device,
     saved_corpus,
@@ -60,11 +61,7 @@ def run(config: Config, run_dir: Path, open_tracker: OpenTracker | None = None) 
     use_threads(config.trainer.threads)
     resuming = (run_dir / checkpoint.LAST).is_file()
     corpus = processes.in_turn(
-        lambda: (
-            saved_corpus(run_dir, config)
-            if resuming
-            else load_corpus(config.data, config.tokenizer)
-        )
+        lambda: saved_corpus(run_dir, config) if resuming else build_corpus(config)
     )
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(corpus.tokenizer), device)

@@ -72,7 +72,7 @@ def test_cache_follows_the_content_not_the_folder(tmp_path: Path) -> None:
             {"train": b"good\nalso \xff bad\n", "valid": "a\n", "test": "a\n"},
             r"train.txt is not UTF-8: byte 0xff at offset 10, line 2",
         ),
-        ({"train": "a <eos>\n", "valid": "a\n", "test": "a\n"}, "train.txt, line 1 .*<eos>"),
+        ({"train": "b\n<eos> a\n", "valid": "a\n", "test": "a\n"}, "train.txt, line 2 .*<eos>"),
     ],
 )
 def test_bad_text_is_named(tmp_path: Path, splits: dict[str, str | bytes], message: str) -> None:

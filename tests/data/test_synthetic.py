@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mogrifier_lm.data import synthetic
+from mogrifier_lm.data import EOS, synthetic
 from mogrifier_lm.data.synthetic import EVAL_TOKENS, TRAIN_TOKENS, State, SyntheticLanguage
-from mogrifier_lm.data.tokenizer import EOS
 
 ORDER = 5
 

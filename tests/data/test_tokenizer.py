@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mogrifier_lm.data import SentencePieceTokenizer, Tokenizer, load_corpus
-from mogrifier_lm.data.corpus import FILE_NAMES, SPLITS
-from mogrifier_lm.data.tokenizer import load_tokenizer
+from mogrifier_lm.data import SPLITS, SentencePieceTokenizer, Tokenizer, load_corpus, load_tokenizer
+from mogrifier_lm.data.source import find_parts
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.options import DataConfig, TokenizerConfig
 
@@ -20,8 +19,12 @@ HARD = [
 ]  # fmt: skip
 
 
+def text_of(lines: list[str]) -> list[bytes]:
+    return ["".join(f"{line}\n" for line in lines).encode()]
+
+
 def train(model_type: str = "unigram", lines: list[str] = TEXT) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer.train(lines, model_type=model_type, vocab_size=278)
+    return SentencePieceTokenizer.train(text_of(lines), model_type=model_type, vocab_size=278)
 
 
 def assert_reversible(tokenizer: Tokenizer, lines: list[str]) -> None:
@@ -46,11 +49,9 @@ def test_every_line_can_be_had_back(model_type: str) -> None:
     "folder", ["ptb", pytest.param("wikitext-2", marks=pytest.mark.slow, id="wikitext-2")]
 )
 def test_every_line_of_real_text_can_be_had_back(folder: str) -> None:
-    lines = {}
-    for split in SPLITS:
-        paths = [Path(str(REAL), folder, name.format(split)) for name in FILE_NAMES]
-        lines[split] = next(p for p in paths if p.exists()).read_text("utf-8").split("\n")[:-1]
-    tokenizer = SentencePieceTokenizer.train(lines["train"])
+    parts = find_parts(Path(str(REAL), folder), DataConfig(), exact=False)
+    lines = {s: part.path.read_text("utf-8").split("\n")[:-1] for s, part in parts.items()}
+    tokenizer = SentencePieceTokenizer.train(text_of(lines["train"]))
     assert len(tokenizer) == 5000
     for split in SPLITS:
         assert_reversible(tokenizer, lines[split])
@@ -66,7 +67,10 @@ def test_unk_and_eos_are_one_token_and_unk_is_never_a_part() -> None:
 def test_the_model_is_deterministic_and_of_the_training_text_alone(tmp_path: Path) -> None:
     tokenizer = train()
     assert train().model == tokenizer.model
-    assert SentencePieceTokenizer.train(TEXT, ["others"], vocab_size=278).model == tokenizer.model
+    assert (
+        SentencePieceTokenizer.train(text_of(TEXT), [b"others\n"], vocab_size=278).model
+        == tokenizer.model
+    )
     tokenizer.save(tmp_path / "tokenizer.json")
     again = load_tokenizer(tmp_path / "tokenizer.json")
     assert again.vocabulary == tokenizer.vocabulary
@@ -79,13 +83,19 @@ def test_the_model_is_deterministic_and_of_the_training_text_alone(tmp_path: Pat
 def test_long_lines_are_learned_from() -> None:
     """SentencePiece leaves lines of more than 4 kB out unless it is told not to."""
     long = " ".join(["walker"] * 1000)
-    tokenizer = SentencePieceTokenizer.train([long, "b c"], model_type="bpe", vocab_size=274)
+    tokenizer = SentencePieceTokenizer.train(
+        text_of([long, "b c"]), model_type="bpe", vocab_size=274
+    )
     assert "▁walker" in tokenizer.vocabulary  # 259, the nine characters, six merges
 
 
 def test_a_vocabulary_that_cannot_be_filled_is_named() -> None:
-    with pytest.raises(UserError, match=r"tokenizer.vocab_size=5000: Vocabulary size too high"):
-        SentencePieceTokenizer.train(TEXT)
+    with pytest.raises(UserError, match=r"tokenizer.vocab_size=5000: too many, .* \d+ pieces at"):
+        SentencePieceTokenizer.train(text_of(TEXT))
+    characters = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    message = r"tokenizer.vocab_size=260: too few, the characters .* are \d+$"
+    with pytest.raises(UserError, match=message):
+        SentencePieceTokenizer.train(text_of([characters] * 9), vocab_size=260)
 
 
 def test_the_corpus_counts_original_words_and_caches_by_settings(

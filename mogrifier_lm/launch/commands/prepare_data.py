@@ -16,19 +16,18 @@ from mogrifier_lm.launch.job import compose
 
 
 def main(*overrides: str) -> None:
-    from mogrifier_lm.data import UNK, load_corpus
+    from mogrifier_lm.runs.build import build_corpus
 
     if wrong := [o for o in overrides if not o.startswith(("data", "tokenizer"))]:
         raise UserError(f"{wrong[0]}: only the keys of data and tokenizer are taken here")
     config = validate(compose(overrides))
-    corpus = load_corpus(config.data, config.tokenizer)
+    corpus = build_corpus(config)
     print(f"{corpus.name}: {len(corpus.tokenizer):,} types of {config.tokenizer.name} tokens")
     print(f"{'':5}  {'words':>11}  {'tokens':>11}  {'bytes':>11}  {'<unk>':>7}  sha256")
     for name, split in corpus.splits.items():
-        words = corpus.tokenizer.decode_words(split.ids)
         print(
             f"{name:5}  {split.words:11,}  {len(split.ids):11,}  {split.bytes:11,}  "
-            f"{words.count(UNK) / len(words):7.2%}  {split.sha256[:16]}"
+            f"{split.unknown / len(split.ids):7.2%}  {split.sha256[:16]}"
         )
 
 
