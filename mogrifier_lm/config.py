@@ -1,6 +1,6 @@
-"""From what Hydra composes, or a run has saved, to the dataclasses of `options`, and back.
+"""All options of a run, out of what Hydra composes or a run has saved, and back.
 
-Hydra checks types against them; `validate` checks the rest. Nothing below `run` sees Hydra or
+Hydra checks types against `Config`; `validate` checks the rest. Nothing below `run` sees Hydra or
 OmegaConf.
 """
 
@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -17,14 +17,39 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mogrifier_lm.errors import UserError, nearest, one_line
+from mogrifier_lm.evaluators import EvaluatorsConfig
 from mogrifier_lm.files import read_text
-from mogrifier_lm.options import Config
+from mogrifier_lm.options import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RegularizationConfig,
+    TokenizerConfig,
+    TrackerConfig,
+    TrainerConfig,
+    option,
+)
 
 # Beside the package in a checkout, inside it in a wheel.
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
 MAX_YAML, MAX_DEPTH = 2**18, 20  # bytes, and levels of nesting, of a yaml file that is read
+
+
+@dataclass(kw_only=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluators: EvaluatorsConfig = field(default_factory=EvaluatorsConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    seed: int = option(1, "of the initial weights and the dropout masks", least=0, below=2**32)
+    debug: bool = option(False, "show the traceback of an error")
+    resume: str | None = option(None, "folder of a run to go on with")
 
 
 def unknown_key(path: str, schema: type) -> UserError:
@@ -34,7 +59,16 @@ def unknown_key(path: str, schema: type) -> UserError:
     return UserError(f"unknown key {path}; {nearest(path, known)}")
 
 
-def _schema_of(hint: Any) -> type | None:
+def schemas(schema: type = Config) -> dict[str, type]:
+    """The dataclass and all in its fields, by their names."""
+    found = {schema.__name__: schema}
+    for hint in get_type_hints(schema).values():
+        if nested := schema_of(hint):
+            found |= schemas(nested)
+    return found
+
+
+def schema_of(hint: Any) -> type | None:
     """The dataclass in `X` or `X | None`."""
     for candidate in (hint, *get_args(hint)):
         if dataclasses.is_dataclass(candidate):
@@ -48,7 +82,7 @@ def _check_keys(node: DictConfig, schema: type, path: str = "") -> None:
         where = f"{path}{key!s}"
         if key not in hints:
             raise unknown_key(where, schema)
-        child_schema = _schema_of(hints[str(key)])
+        child_schema = schema_of(hints[str(key)])
         child = node._get_node(key)
         if child_schema is not None and isinstance(child, DictConfig) and not child._is_none():
             _check_keys(child, child_schema, f"{where}.")
@@ -126,15 +160,14 @@ def validate(node: DictConfig) -> Config:
         raise UserError(
             "data.dir with data=synthetic: give data=text, ptb or wikitext2 beside data.dir"
         )
-    evaluators, regularization = config.evaluators, vars(config.regularization)
-    if evaluators.dynamic_cache and not evaluators.dynamic:
-        raise UserError("evaluators=[dynamic_cache] needs dynamic beside it, and has its settings")
-    rate = max(value for key, value in regularization.items() if key.endswith("_dropout"))
-    if evaluators.mc_dropout and rate * max(evaluators.mc_dropout.scale) >= 1:
-        raise UserError(
-            f"evaluators.mc_dropout.scale is up to {max(evaluators.mc_dropout.scale):g}, which "
-            f"takes the dropout rate {rate:g} to 1 or above"
-        )
+    chosen = config.evaluators.chosen()
+    for name, evaluator in chosen.items():
+        for needed in evaluator.needs:
+            if needed not in chosen:
+                raise UserError(
+                    f"evaluators=[{name}] needs {needed} beside it, and has its settings"
+                )
+        evaluator.check(config)
     if trainer.lr_decay == "linear" and trainer.max_epochs is None and trainer.max_steps is None:
         raise UserError("trainer.lr_decay=linear needs trainer.max_epochs or trainer.max_steps")
     return config
@@ -201,6 +234,9 @@ RESUMABLE = (
 )
 
 
+VERSION = 1  # of the meaning of a saved config
+
+
 def load_config(run_dir: Path) -> Config:
     """The config of a run's folder.
 
@@ -259,7 +295,7 @@ def _shipped_sources() -> set[tuple[str | None, ...]]:
 
 def save_config(config: Config, run_dir: Path) -> None:
     """Write config.yaml: every key, whole or not at all."""
-    values = asdict(replace(config, resume=None))
+    values = {"version": VERSION, **asdict(replace(config, resume=None))}
     tmp = run_dir / "config.tmp"
     OmegaConf.save(OmegaConf.create(values), tmp)
     tmp.replace(run_dir / "config.yaml")
@@ -295,6 +331,12 @@ def _saved(run_dir: Path) -> DictConfig:
         raise UserError(f"no config.yaml in {run_dir}, so it is not a run's folder")
     values = read_yaml(path)
     _check_plain(values, path)
+    if isinstance(values, dict):
+        version = values.pop("version", 0)
+        if version not in list(range(VERSION + 1)):
+            raise UserError(f"{path} is of version {version}, the last known is {VERSION}")
+        if version == 0:
+            _of_version_0(values)
     try:
         _check_keys(OmegaConf.create(values), Config)
         saved = OmegaConf.merge(OmegaConf.structured(Config), values)
@@ -302,6 +344,14 @@ def _saved(run_dir: Path) -> DictConfig:
         raise UserError(f"{path}: {one_line(error)}") from error
     assert isinstance(saved, DictConfig)
     return saved
+
+
+def _of_version_0(values: dict[str, Any]) -> None:
+    """Say what a config meant that was saved before configs had a version."""
+    evaluators = values.get("evaluators")
+    settings = evaluators.get("mc_dropout") if isinstance(evaluators, dict) else None
+    if isinstance(settings, dict) and settings.get("window", 0) is None:
+        del settings["window"]  # trainer.bptt, as it is by default
 
 
 def _check_plain(value: Any, path: Path) -> None:

@@ -1,6 +1,7 @@
-"""Every option of the project: type, default, unit, range, what it does and its source.
+"""The options of the project: type, default, unit, range, what each does and its source.
 
-The yaml files under configs/ hold values only; these dataclasses say which keys there are.
+The yaml files under configs/ hold values only; these dataclasses say which keys there are. The
+settings of an evaluator are in its own file; `config.Config` holds all together.
 """
 
 from dataclasses import dataclass, field
@@ -408,116 +409,6 @@ class TrainerConfig:
     )
 
 
-# Settings of evaluators that are lists are tuned: every combination of their values is tried on
-# validation text. A list of one value fixes it.
-
-
-@dataclass(kw_only=True)
-class StaticConfig:
-    batch_size: int = option(
-        1, "streams; 1 carries the state over the whole split", least=1, most=SIZE
-    )
-    window: int = option(
-        512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
-    )
-    temperature: list[float] = option(
-        [1.0], "factor on the logits (LAMB: 0.8 to 1.06)", least=1e-3, most=1e3, paper=LAMB
-    )
-    tune_tokens: int | None = option(
-        None, "validation tokens tuned on; null: all", least=1, most=COUNT
-    )
-
-
-@dataclass(kw_only=True)
-class DynamicConfig:
-    window: int = option(20, "tokens between updates", least=1, most=SIZE)
-    rule: str = option("rms", "update", choices=("rms", "sgd"), paper=DYNAMIC)
-    mean: str = option(
-        "elements",
-        "mean of the rms in the decay: over all elements (LAMB), or of the tensors' means (DYN)",
-        choices=("elements", "tensors"),
-        paper="LAMB, arXiv 1709.07432",
-    )
-    lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", least=0, most=1e4)
-    decay: list[float] = option(
-        [1e-3, 1e-2], "pull to the trained weights", least=0, most=1, paper=DYNAMIC
-    )
-    epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0, most=1e3)
-    temperature: list[float] = option(
-        [1.0],
-        "factor on the logits that score a window; it learns at 1",
-        least=1e-3,
-        most=1e3,
-        paper=LAMB,
-    )
-    statistics_tokens: int | None = option(
-        100_000, "rms: training tokens; null: all", least=1, most=COUNT
-    )
-    statistics_batch_size: int = option(20, "rms: streams over them", least=1, most=SIZE)
-    tune_tokens: int | None = option(
-        10_000, "validation tokens tuned on; null: all", least=1, most=COUNT
-    )
-
-
-@dataclass(kw_only=True)
-class CacheConfig:
-    weight: list[float] = option(
-        [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
-        "lambda, weight of the cache in the mixture",
-        least=0,
-        below=1,
-        paper=CACHE,
-    )
-    theta: list[float] = option(
-        [0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0, most=1e3, paper=CACHE
-    )
-    window: list[int] = option(
-        [200, 500, 1000, 2000, 4000], "past positions", least=1, most=SIZE, paper=CACHE
-    )
-    tune_tokens: int | None = option(
-        None, "validation tokens tuned on; null: all", least=1, most=COUNT
-    )
-
-
-@dataclass(kw_only=True)
-class MCDropoutConfig:
-    passes: int = option(20, "predictions averaged", least=1, most=COUNT, paper=MOGRIFIER)
-    scale: list[float] = option(
-        [0.0, 0.1, 0.2, 0.4, 0.6, 0.8],
-        "factor on the training's dropout rates",
-        least=0,
-        most=100,
-        paper=MOGRIFIER,
-    )
-    temperature: list[float] = option(
-        [1.0], "factor on the logits of each pass", least=1e-3, most=1e3, paper=LAMB
-    )
-    window: int | None = option(
-        None, "time steps that share a mask; null: trainer.bptt", least=1, most=SIZE
-    )
-    seed: int = option(0, "of the masks", least=0, below=2**32)
-    tune_tokens: int | None = option(
-        10_000, "validation tokens tuned on; null: all", least=1, most=COUNT
-    )
-
-
-@dataclass(kw_only=True)
-class RoundsConfig:
-    window: int = option(
-        512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
-    )
-
-
-@dataclass(kw_only=True)
-class EvaluatorsConfig:
-    static: StaticConfig | None = option(None, "the trained weights, state carried")
-    dynamic: DynamicConfig | None = option(None, "dynamic evaluation: weights learn on the way")
-    cache: CacheConfig | None = option(None, "continuous cache beside the static model")
-    dynamic_cache: CacheConfig | None = option(None, "the cache beside dynamic evaluation")
-    mc_dropout: MCDropoutConfig | None = option(None, "mean over passes with dropout")
-    rounds: RoundsConfig | None = option(None, "static, with the rounds cut to 0, 1, ...")
-
-
 @dataclass(kw_only=True)
 class TrackerConfig:
     name: str = option(
@@ -539,40 +430,3 @@ class TrackerConfig:
     artifacts: bool = option(
         False, "upload the best checkpoint as a W&B artifact, and wait for it, 1 s a megabyte"
     )
-
-
-@dataclass(kw_only=True)
-class Config:
-    data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    evaluators: EvaluatorsConfig = field(default_factory=EvaluatorsConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    seed: int = option(1, "of the initial weights and the dropout masks", least=0, below=2**32)
-    debug: bool = option(False, "show the traceback of an error")
-    resume: str | None = option(None, "folder of a run to go on with")
-
-
-SCHEMAS = {
-    cls.__name__: cls
-    for cls in (
-        Counts,
-        DataConfig,
-        TokenizerConfig,
-        ModelConfig,
-        RegularizationConfig,
-        OptimizerConfig,
-        TrainerConfig,
-        StaticConfig,
-        DynamicConfig,
-        CacheConfig,
-        MCDropoutConfig,
-        RoundsConfig,
-        EvaluatorsConfig,
-        TrackerConfig,
-        Config,
-    )
-}

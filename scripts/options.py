@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from mogrifier_lm.options import Config
+from mogrifier_lm.config import Config
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 HEAD = """# Options

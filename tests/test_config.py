@@ -12,14 +12,17 @@ import pytest
 from omegaconf import OmegaConf
 
 from mogrifier_lm.config import (
+    Config,
     load_config,
     resume_config,
     save_config,
+    schema_of,
     validate,
     without_effect,
 )
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.options import Config, Counts, EvaluatorsConfig, ModelConfig
+from mogrifier_lm.evaluators import EvaluatorsConfig
+from mogrifier_lm.options import Counts, ModelConfig
 from tests.conftest import ROOT, compose_config
 
 GROUP_FILES = sorted((ROOT / "configs").glob("*/**/*.yaml"))
@@ -72,9 +75,9 @@ def test_constructors_refuse_unknown_keys() -> None:
 
 def test_every_option_is_documented_and_checked_by_its_own_schema() -> None:
     def walk(schema: type) -> None:
+        hints = get_type_hints(schema)
         for f in dataclasses.fields(schema):
-            nested = f.type if isinstance(f.type, type) else None
-            if nested and dataclasses.is_dataclass(nested):
+            if nested := schema_of(hints[f.name]):
                 walk(nested)
             else:
                 assert f.metadata.get("doc"), f"{schema.__name__}.{f.name}"
@@ -254,3 +257,12 @@ def test_the_option_reference_is_what_the_schemas_say() -> None:
     options = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(options)
     assert options.PAGE.read_text() == options.page(), "python scripts/options.py writes it anew"
+
+
+def test_a_config_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    save_config(validate(compose_config()), tmp_path)
+    text = (tmp_path / "config.yaml").read_text()
+    for wrong in ("2", "two", "null", "[1]"):
+        (tmp_path / "config.yaml").write_text(text.replace("version: 1", f"version: {wrong}"))
+        with pytest.raises(UserError, match="is of version .*, the last known is 1"):
+            load_config(tmp_path)

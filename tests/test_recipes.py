@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mogrifier_lm.config import validate
+from mogrifier_lm.config import Config, validate
 from mogrifier_lm.data import ORDERS
 from mogrifier_lm.evaluators import Score
-from mogrifier_lm.options import Config
 from mogrifier_lm.runs.build import build_model
 from mogrifier_lm.training.optim import build_averaging, build_optimizer
 from mogrifier_lm.training.trainer import Trainer

@@ -1,16 +1,19 @@
 """Evaluators: a model and a split in, sums of nats, tokens, words and bytes out.
 
-A new one is a function (see `task.Evaluator`) in a file of its own, a line in `EVALUATORS`, its
-settings in `options.EvaluatorsConfig` and a yaml in configs/evaluators/. Settings that are lists
-are tuned on the validation text.
+An evaluator is a file here with a class that holds its settings and scores a text (see
+`task.Evaluator`), its line below and a yaml in configs/evaluators/. Settings that are lists are
+tuned on the validation text. These files import torch inside functions: the settings are wanted
+where a config is composed and nothing computed, by `train.py --help` and at the head of a sweep.
 """
 
-from mogrifier_lm.evaluators.cache import cache, dynamic_cache
-from mogrifier_lm.evaluators.dynamic import dynamic
-from mogrifier_lm.evaluators.mc_dropout import mc_dropout
-from mogrifier_lm.evaluators.rounds import rounds
+from dataclasses import dataclass
+
+from mogrifier_lm.evaluators.cache import Cache, DynamicCache
+from mogrifier_lm.evaluators.dynamic import Dynamic
+from mogrifier_lm.evaluators.mc_dropout import MCDropout
+from mogrifier_lm.evaluators.rounds import Rounds
 from mogrifier_lm.evaluators.score import Score, perplexity
-from mogrifier_lm.evaluators.static import static, static_nats, static_score
+from mogrifier_lm.evaluators.static import Static, static_nats, static_score
 from mogrifier_lm.evaluators.task import (
     Evaluation,
     Evaluator,
@@ -21,19 +24,27 @@ from mogrifier_lm.evaluators.task import (
     evaluate,
 )
 
-EVALUATORS: dict[str, Evaluator] = {  # in the order in which they run
-    "static": static,
-    "dynamic": dynamic,
-    "cache": cache,
-    "dynamic_cache": dynamic_cache,
-    "mc_dropout": mc_dropout,
-    "rounds": rounds,
-}
+
+@dataclass(kw_only=True)
+class EvaluatorsConfig:
+    """All evaluators by name, in the order in which they run; null: not asked for."""
+
+    static: Static | None = None
+    dynamic: Dynamic | None = None
+    cache: Cache | None = None
+    dynamic_cache: DynamicCache | None = None
+    mc_dropout: MCDropout | None = None
+    rounds: Rounds | None = None
+
+    def chosen(self) -> dict[str, Evaluator]:
+        """Those asked for, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
 
 __all__ = [
-    "EVALUATORS",
     "Evaluation",
     "Evaluator",
+    "EvaluatorsConfig",
     "Result",
     "Score",
     "Task",

@@ -4,62 +4,83 @@ Grave et al., arXiv 1612.04426. Shape legend: N tokens, E features, W positions 
 window, C tokens of a chunk.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from mogrifier_lm.evaluators.task import Evaluation, Evaluator, Settings, Task, Text, tune_tokens
+from mogrifier_lm.options import CACHE, SIZE, option
 
-from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators.captured import encode
-from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Tokens at a time: scores of 256 x W stay near a CPU's cores; a GPU wants few large kernels.
 CHUNK = {"cpu": 256, "cuda": 4096}
 
 
-def cache(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+@dataclass(kw_only=True)
+class Cache(Evaluator):
     """p = (1 - weight) p_model + weight p_cache, in one pass of the model for all settings.
 
     p_cache(w) ∝ sum over the last `window` positions i that were followed by w of
     exp(theta h_t . h_i), h what the softmax sees; the first token has no past and p_model alone.
-
-    Settings:
-        weight: lambda of the paper, 0 to below 1.
-        theta: sharpness.
-        window: past positions.
     """
-    known = task.memo.get(("static", text.name))
-    if known is None or len(known[1]) < len(text):
-        known = task.memo["static", text.name] = _record(task, text)
-    hidden_NE, nats_N = known
-    return _mix(text, hidden_NE, nats_N, trials)
+
+    weight: list[float] = option(
+        [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
+        "lambda, weight of the cache in the mixture",
+        least=0,
+        below=1,
+        paper=CACHE,
+    )
+    theta: list[float] = option(
+        [0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0, most=1e3, paper=CACHE
+    )
+    window: list[int] = option(
+        [200, 500, 1000, 2000, 4000], "past positions", least=1, most=SIZE, paper=CACHE
+    )
+    tune_tokens: int | None = tune_tokens(None)
+
+    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+        hidden_NE, nats_N = task.once((type(self), text.name), lambda: self.record(task, text.name))
+        return _mix(text, hidden_NE, nats_N, trials)
+
+    def record(self, task: Task, split: str) -> tuple[Tensor, Tensor]:
+        """Hidden vectors [N, E] and nats [N] of a split under the static model, batch size 1."""
+        from mogrifier_lm.evaluators.captured import encode
+
+        text, model = Text(split, task.splits[split]), task.model
+        states, hidden_NE = model.zero_states(1), None
+        nats_N = model.output_bias.new_empty(len(text))
+        for steps, inputs_T1, targets_T1 in task.windows(text, 512, "cache"):
+            hidden, states = encode(model, inputs_T1, states)
+            if hidden_NE is None:
+                hidden_NE = hidden.new_empty(len(text), hidden.shape[1])
+            hidden_NE[steps] = hidden
+            nats_N[steps] = model.output_nats(hidden, targets_T1.flatten())
+        assert hidden_NE is not None
+        return hidden_NE, nats_N.cpu()
 
 
-def dynamic_cache(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
-    """As `cache`, on the hidden vectors and probabilities of dynamic evaluation.
+@dataclass(kw_only=True)
+class DynamicCache(Cache):
+    """As `Cache`, on the hidden vectors and probabilities of dynamic evaluation as it was tuned."""
 
-    Raises:
-        UserError: no dynamic evaluation before it.
-    """
-    if ("dynamic", text.name) not in task.memo:
-        raise UserError("evaluators=[dynamic_cache] needs dynamic beside it, and has its settings")
-    hidden_NE, nats_N = task.memo["dynamic", text.name]
-    return _mix(text, hidden_NE, nats_N, trials)
+    needs = ("dynamic",)
 
-
-def _record(task: Task, text: Text) -> tuple[Tensor, Tensor]:
-    """Hidden vectors [N, E] and nats [N] of the static model, batch size 1."""
-    states, hiddens, nats = task.model.zero_states(1), [], []
-    for inputs_T1, targets_T1 in task.windows(text, 512, "cache"):
-        hidden, states = encode(task.model, inputs_T1, states)
-        hiddens.append(hidden)
-        nats.append(task.model.output_nats(hidden, targets_T1.flatten()))
-    return torch.cat(hiddens), torch.cat(nats).cpu()
+    def record(self, task: Task, split: str) -> tuple[Tensor, Tensor]:
+        evaluation = task.evaluations["dynamic", split]
+        assert evaluation.hidden is not None
+        return evaluation.hidden, evaluation.nats
 
 
 def _mix(
     text: Text, hidden_NE: Tensor, nats_N: Tensor, trials: Sequence[Settings]
 ) -> Iterator[Evaluation]:
+    import torch
+
     size = len(text)
     windows = sorted({min(trial["window"], size) for trial in trials})  # no past is longer
     thetas = sorted({trial["theta"] for trial in trials})
@@ -76,7 +97,6 @@ def _mix(
         )
 
 
-@torch.no_grad()
 def cache_probabilities(
     hidden_NE: Tensor, targets_N: Tensor, windows: Sequence[int], thetas: Sequence[float]
 ) -> Tensor:
@@ -94,6 +114,8 @@ def cache_probabilities(
     Returns:
         [windows, thetas, N] float64; that of the first token is no number.
     """
+    import torch
+
     W, N = windows[-1], len(targets_N)
     keys = torch.cat([hidden_NE.new_zeros(W, hidden_NE.shape[1]), hidden_NE])
     words = torch.cat([targets_N.new_full((W,), -1), targets_N]).unfold(0, W, 1)

@@ -3,20 +3,31 @@
 Krause et al., arXiv 1709.07432 (DYN); also as in the Mogrifier's released code (LAMB).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from mogrifier_lm.evaluators.task import (
+    Evaluation,
+    Evaluator,
+    Settings,
+    Task,
+    Text,
+    by_temperature,
+    tune_tokens,
+)
+from mogrifier_lm.options import COUNT, DYNAMIC, LAMB, SIZE, option
 
-from mogrifier_lm.data import IGNORE
-from mogrifier_lm.evaluators.captured import flattened, nested
-from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
-from mogrifier_lm.kernels.graphs import Graphed
-from mogrifier_lm.model import LanguageModel, States, restored
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mogrifier_lm.model import LanguageModel, States
 
 
-def dynamic(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+@dataclass(kw_only=True)
+class Dynamic(Evaluator):
     """Score each window, then move the weights by its gradient and back towards the trained ones.
 
     rule "rms" (DYN, equations 4 to 6), with g the gradient of the window's mean nats per token,
@@ -26,27 +37,54 @@ def dynamic(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Eval
 
     rule "sgd": w <- w - lr g + decay (w_trained - w). Batch size 1; the trained weights are back,
     bit for bit, when a text is done or an error ends it.
-
-    Settings:
-        window: tokens between updates.
-        rule: "rms" or "sgd".
-        mean: of the rms, over all "elements" (LAMB) or as the mean of the means of "tensors" (DYN).
-        lr, decay, epsilon: as above.
-        temperature: factor on the logits that score a window; it learns at 1.
-        statistics_tokens, statistics_batch_size: of the training text and its streams.
     """
-    for settings, temperatures in by_temperature(trials):
-        yield from _adapt(task, text, settings, temperatures)
+
+    window: int = option(20, "tokens between updates", least=1, most=SIZE)
+    rule: str = option("rms", "update", choices=("rms", "sgd"), paper=DYNAMIC)
+    mean: str = option(
+        "elements",
+        "mean of the rms in the decay: over all elements (LAMB), or of the tensors' means (DYN)",
+        choices=("elements", "tensors"),
+        paper="LAMB, arXiv 1709.07432",
+    )
+    lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", least=0, most=1e4)
+    decay: list[float] = option(
+        [1e-3, 1e-2], "pull to the trained weights", least=0, most=1, paper=DYNAMIC
+    )
+    epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0, most=1e3)
+    temperature: list[float] = option(
+        [1.0],
+        "factor on the logits that score a window; it learns at 1",
+        least=1e-3,
+        most=1e3,
+        paper=LAMB,
+    )
+    statistics_tokens: int | None = option(
+        100_000, "rms: training tokens; null: all", least=1, most=COUNT
+    )
+    statistics_batch_size: int = option(20, "rms: streams over them", least=1, most=SIZE)
+    tune_tokens: int | None = tune_tokens(10_000)
+
+    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+        for settings, temperatures in by_temperature(trials):
+            yield from _adapt(task, text, settings, temperatures)
 
 
 def _adapt(
     task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
 ) -> Iterator[Evaluation]:
-    model, params = task.model, list[Tensor](task.model.parameters())
-    steps, pulls = _coefficients(task, settings)
-    states, hiddens = model.zero_states(1), []
+    import torch
+
+    from mogrifier_lm.evaluators.captured import flattened, nested
+    from mogrifier_lm.kernels.graphs import Graphed
+    from mogrifier_lm.model import restored
+
+    model, params = task.model, list[torch.Tensor](task.model.parameters())
+    step_sizes, pulls = _coefficients(task, settings)
+    states = model.zero_states(1)
     sizes = [len(state) for state in states]
-    nats: list[list[Tensor]] = [[] for _ in temperatures]
+    nats_KN = model.output_bias.new_empty(len(temperatures), len(text))
+    hidden_NE = None
     with restored(params) as trained:
 
         def learn(inputs_T1: Tensor, targets_T1: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
@@ -57,23 +95,22 @@ def _adapt(
             found = [model.output_nats(hidden, targets_T, t) for t in temperatures]
             with torch.no_grad():
                 torch._foreach_lerp_(params, trained, pulls)
-                torch._foreach_addcmul_(params, gradients, steps, value=-1)
+                torch._foreach_addcmul_(params, gradients, step_sizes, value=-1)
             return *found, hidden, *flattened(after)
 
         graphed = Graphed(learn, params[0].device)
-        for inputs_T1, targets_T1 in task.windows(text, settings["window"], "dynamic"):
+        for steps, inputs_T1, targets_T1 in task.windows(text, settings["window"], "dynamic"):
             results = graphed(inputs_T1, targets_T1, *flattened(states))
-            for found, nats_T in zip(nats, results, strict=False):
-                found.append(nats_T)
-            hidden, *flat = results[len(nats) :]
+            for nats_N, nats_T in zip(nats_KN, results, strict=False):
+                nats_N[steps] = nats_T
+            hidden, *flat = results[len(nats_KN) :]
             states = nested(flat, sizes)
-            if "dynamic" in task.keep:
-                hiddens.append(hidden)
-    for found in nats:
-        nats_N = torch.cat(found).cpu()
-        if hiddens:
-            task.memo["dynamic", text.name] = torch.cat(hiddens), nats_N
-        yield Evaluation(nats_N)
+            if text.with_hidden:
+                if hidden_NE is None:
+                    hidden_NE = hidden.new_empty(len(text), hidden.shape[1])
+                hidden_NE[steps] = hidden
+    for nats_N in nats_KN.cpu():
+        yield Evaluation(nats_N, hidden=hidden_NE)
 
 
 def _gradients(
@@ -84,6 +121,10 @@ def _gradients(
     states: States,
 ) -> tuple[tuple[Tensor, ...], Tensor, States]:
     """Of the mean nats per token, without dropout; the hidden vectors; the states after."""
+    import torch
+
+    from mogrifier_lm.data import IGNORE
+
     with torch.enable_grad():
         hidden, states = model.encode(inputs_TB, states)
         mean = model.output_loss(hidden, targets_TB.flatten()) / (targets_TB != IGNORE).sum()
@@ -113,13 +154,18 @@ def root_mean_squares(task: Task, settings: Settings) -> list[Tensor]:
     window, tokens, batch_size = (
         settings[k] for k in ("window", "statistics_tokens", "statistics_batch_size")
     )
-    key = "rms", f"{window} {tokens} {batch_size}"
-    if key not in task.memo:
+
+    def gather() -> list[Tensor]:
+        import torch
+
+        from mogrifier_lm.evaluators.captured import flattened, nested
+        from mogrifier_lm.kernels.graphs import Graphed
+
         model, params, train = task.model, list(task.model.parameters()), task.splits["train"]
         text = Text("train", replace(train, ids=train.ids[:tokens]))
         squares = [torch.zeros_like(p) for p in params]
-        batch_size = min(batch_size, len(text))
-        states, count = model.zero_states(batch_size), 0
+        streams = min(batch_size, len(text))
+        states, count = model.zero_states(streams), 0
         sizes = [len(state) for state in states]
 
         def add(inputs_TB: Tensor, targets_TB: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
@@ -129,9 +175,9 @@ def root_mean_squares(task: Task, settings: Settings) -> list[Tensor]:
             return tuple(flattened(after))
 
         graphed = Graphed(add, params[0].device)
-        for inputs_TB, targets_TB in task.windows(text, window, "statistics", batch_size):
+        for _, inputs_TB, targets_TB in task.windows(text, window, "statistics", streams):
             states = nested(graphed(inputs_TB, targets_TB, *flattened(states)), sizes)
             count += 1
-        task.memo[key] = [s.div_(count).sqrt_() for s in squares]
-    rms: list[Tensor] = task.memo[key]
-    return rms
+        return [s.div_(count).sqrt_() for s in squares]
+
+    return task.once(("rms", window, tokens, batch_size), gather)

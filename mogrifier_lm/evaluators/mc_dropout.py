@@ -1,48 +1,91 @@
 """Monte Carlo dropout: the mean of many predictions, each under dropout masks of its own."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.evaluators.task import (
+    Evaluation,
+    Evaluator,
+    Settings,
+    Task,
+    Text,
+    by_temperature,
+    tune_tokens,
+)
+from mogrifier_lm.options import COUNT, LAMB, MOGRIFIER, SIZE, option
 
-from mogrifier_lm.evaluators.captured import encode
-from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
-from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.regularization import SHARED, draw_masks, kind, masked, scaled
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mogrifier_lm.model import LanguageModel
 
 
-def mc_dropout(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+@dataclass(kw_only=True)
+class MCDropout(Evaluator):
     """The arithmetic mean of probabilities over passes with the training's dropout rates, scaled.
 
     Each pass has masks and a state of its own; the passes are the streams of one batch. The
     geometric mean, normalised over the vocabulary, is reported beside it. (Melis et al., arXiv
     1909.01792; arithmetic with the rates times 0.6 to 0.9.)
-
-    Settings:
-        passes: how many.
-        scale: factor on the rates.
-        temperature: factor on the logits of each pass.
-        window: time steps that share a mask, where the training's masks are shared over time.
-        seed: of the masks.
     """
-    for settings, temperatures in by_temperature(trials):
-        yield from _average(task, text, settings, temperatures)
+
+    passes: int = option(20, "predictions averaged", least=1, most=COUNT, paper=MOGRIFIER)
+    scale: list[float] = option(
+        [0.0, 0.1, 0.2, 0.4, 0.6, 0.8],
+        "factor on the training's dropout rates",
+        least=0,
+        most=100,
+        paper=MOGRIFIER,
+    )
+    temperature: list[float] = option(
+        [1.0], "factor on the logits of each pass", least=1e-3, most=1e3, paper=LAMB
+    )
+    window: int = option(
+        "${trainer.bptt}",
+        "time steps that share a mask, where the training's masks are shared over time",
+        least=1,
+        most=SIZE,
+    )
+    seed: int = option(0, "of the masks", least=0, below=2**32)
+    tune_tokens: int | None = tune_tokens(10_000)
+
+    def check(self, config: Any) -> None:
+        rates = (v for k, v in vars(config.regularization).items() if k.endswith("_dropout"))
+        scale, rate = max(self.scale), max(rates)
+        if rate * scale >= 1:
+            raise UserError(
+                f"evaluators.mc_dropout.scale is up to {scale:g}, which takes the dropout rate "
+                f"{rate:g} to 1 or above"
+            )
+
+    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+        for settings, temperatures in by_temperature(trials):
+            yield from _average(task, text, settings, temperatures)
 
 
-@torch.no_grad()
 def _average(
     task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
 ) -> list[Evaluation]:
+    import torch
+
+    from mogrifier_lm.evaluators.captured import encode
+    from mogrifier_lm.regularization import SHARED, draw_masks, kind, masked, scaled
+
     model, passes = task.model, settings["passes"]
+    device, size = model.output_bias.device, (len(temperatures), len(text))
     rates = scaled(task.regularization, settings["scale"])
     shared = any(kind(name) in SHARED for name in masked(rates, model.mask_shapes))
     batch_size = 1 if shared else passes  # passes that are to differ run one at a time
     states = [model.zero_states(batch_size) for _ in range(passes // batch_size)]
-    generator = torch.Generator(model.output_bias.device).manual_seed(settings["seed"])
-    arithmetic: list[list[Tensor]] = [[] for _ in temperatures]
-    geometric: list[list[Tensor]] = [[] for _ in temperatures]
-    for inputs_T1, targets_T1 in task.windows(text, settings["window"], "mc_dropout"):
+    generator = torch.Generator(device).manual_seed(settings["seed"])
+    arithmetic_KN = torch.empty(size, dtype=torch.float64, device=device)
+    geometric_KN = torch.empty(size, device=device)
+    for steps, inputs_T1, targets_T1 in task.windows(text, settings["window"], "mc_dropout"):
         shape = len(inputs_T1), batch_size
         inputs_TB, hiddens = inputs_T1.expand(shape).contiguous(), []
         for i, state in enumerate(states):
@@ -50,15 +93,15 @@ def _average(
             hidden, states[i] = encode(model, inputs_TB, state, masks)
             hiddens.append(hidden.view(*shape, -1))
         hidden_TPE = torch.cat(hiddens, 1)
-        for i, temperature in enumerate(temperatures):
+        for k, temperature in enumerate(temperatures):
             nats_TP = model.output_nats(
                 hidden_TPE.flatten(0, 1), targets_T1.expand(-1, passes).flatten(), temperature
             ).view(-1, passes)
-            arithmetic[i].append(math.log(passes) - (-nats_TP.double()).logsumexp(1))
-            geometric[i].append(_geometric(model, hidden_TPE, targets_T1, temperature))
+            arithmetic_KN[k, steps] = math.log(passes) - (-nats_TP.double()).logsumexp(1)
+            geometric_KN[k, steps] = _geometric(model, hidden_TPE, targets_T1, temperature)
     return [
-        Evaluation(torch.cat(a).cpu(), {"geometric": torch.cat(g).cpu()})
-        for a, g in zip(arithmetic, geometric, strict=True)
+        Evaluation(arithmetic_N, {"geometric": geometric_N})
+        for arithmetic_N, geometric_N in zip(arithmetic_KN.cpu(), geometric_KN.cpu(), strict=True)
     ]
 
 

@@ -1,30 +1,38 @@
 """How much each learned round carries: one trained model with its rounds cut at test time."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
-from mogrifier_lm.cells import RecurrentLayer
-from mogrifier_lm.evaluators.static import static
-from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text
+from mogrifier_lm.evaluators.static import Static
+from mogrifier_lm.evaluators.task import Evaluation, Evaluator, Settings, Task, Text
+from mogrifier_lm.options import SIZE, option
+
+if TYPE_CHECKING:
+    from mogrifier_lm.cells import RecurrentLayer
 
 
-def rounds(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
-    """Static scores with the first 0, 1, ... rounds of every layer; the last is the whole model.
+@dataclass(kw_only=True)
+class Rounds(Evaluator):
+    """Static scores with the first 0, 1, ... rounds of every layer; the last is the whole model."""
 
-    Settings:
-        window: time steps scored at once.
-    """
-    layers = cast(list[RecurrentLayer], list(task.model.layers))
-    for trial in trials:
-        settings = {"batch_size": 1, "temperature": 1.0, **trial}
-        evaluations: list[Evaluation] = []
-        for r in range(max(layer.spec.rounds for layer in layers) + 1):
-            with cut(layers, r):
-                evaluations += static(task, text, [settings])
-        others = {f"rounds_{r}": e.nats for r, e in enumerate(evaluations)}
-        yield Evaluation(evaluations[-1].nats, others)
+    window: int = option(
+        512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
+    )
+
+    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+        layers = cast("list[RecurrentLayer]", list(task.model.layers))
+        for trial in trials:
+            settings = {"batch_size": 1, "temperature": 1.0, **trial}
+            evaluations: list[Evaluation] = []
+            for r in range(max(layer.spec.rounds for layer in layers) + 1):
+                with cut(layers, r):
+                    evaluations += Static().score(task, text, [settings])
+            others = {f"rounds_{r}": e.nats for r, e in enumerate(evaluations)}
+            yield Evaluation(evaluations[-1].nats, others)
 
 
 @contextmanager

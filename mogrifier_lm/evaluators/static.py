@@ -1,57 +1,86 @@
 """The static evaluator: trained weights, deterministic, the state carried over the text."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from mogrifier_lm.data import IGNORE, Split
-from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.evaluators.score import Score
-from mogrifier_lm.evaluators.task import Evaluation, Settings, Task, Text, by_temperature
-from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.evaluators.task import (
+    Evaluation,
+    Evaluator,
+    Settings,
+    Task,
+    Text,
+    by_temperature,
+    tune_tokens,
+)
+from mogrifier_lm.options import LAMB, SIZE, option
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from mogrifier_lm.data import Split
+    from mogrifier_lm.model import LanguageModel
 
 
-def static(task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+@dataclass(kw_only=True)
+class Static(Evaluator):
     """Score every token of a text.
 
     The state starts at zero, an <eos> is fed before the first token, and the state is carried
     across windows; with a batch size above 1 each stream starts cold at its place in the text.
-
-    Settings:
-        batch_size: streams, at most one a token.
-        window: time steps scored at once.
-        temperature: factor on the logits.
     """
-    for settings, temperatures in by_temperature(trials):
-        yield from _score(task, text, settings, temperatures)
+
+    batch_size: int = option(
+        1, "streams; 1 carries the state over the whole split", least=1, most=SIZE
+    )
+    window: int = option(
+        512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
+    )
+    temperature: list[float] = option(
+        [1.0], "factor on the logits (LAMB: 0.8 to 1.06)", least=1e-3, most=1e3, paper=LAMB
+    )
+    tune_tokens: int | None = tune_tokens(None)
+
+    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+        for settings, temperatures in by_temperature(trials):
+            yield from _score(task, text, settings, temperatures)
 
 
 def _score(
     task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
 ) -> list[Evaluation]:
-    batch_size, window = min(settings["batch_size"], len(text)), settings["window"]
-    states, targets = task.model.zero_states(batch_size), []
-    nats: list[list[Tensor]] = [[] for _ in temperatures]
-    for inputs_TB, targets_TB in task.windows(text, window, "static", batch_size):
-        hidden, states = encode(task.model, inputs_TB, states)
-        for found, temperature in zip(nats, temperatures, strict=True):
-            nats_N = task.model.output_nats(hidden, targets_TB.flatten(), temperature)
-            found.append(nats_N.view_as(targets_TB))
-        targets.append(targets_TB)
-    is_token_BT = torch.cat(targets).T != IGNORE
-    return [Evaluation(torch.cat(found).T[is_token_BT].cpu()) for found in nats]
+    import torch
+
+    from mogrifier_lm.data import IGNORE
+    from mogrifier_lm.evaluators.captured import encode
+
+    model, batch_size = task.model, min(settings["batch_size"], len(text))
+    states, num_steps = model.zero_states(batch_size), -(-len(text) // batch_size)
+    nats_KTB = model.output_bias.new_empty(len(temperatures), num_steps, batch_size)
+    is_token_TB = torch.empty(num_steps, batch_size, dtype=torch.bool, device=nats_KTB.device)
+    windows = task.windows(text, settings["window"], "static", batch_size)
+    for steps, inputs_TB, targets_TB in windows:
+        hidden, states = encode(model, inputs_TB, states)
+        for nats_TB, temperature in zip(nats_KTB, temperatures, strict=True):
+            nats_N = model.output_nats(hidden, targets_TB.flatten(), temperature)
+            nats_TB[steps] = nats_N.view_as(targets_TB)
+        is_token_TB[steps] = targets_TB != IGNORE
+    return [Evaluation(nats_TB.T[is_token_TB.T].cpu()) for nats_TB in nats_KTB]
 
 
 def static_nats(
     model: LanguageModel, ids: np.ndarray, eos_id: int, batch_size: int = 1, window: int = 512
 ) -> Tensor:
-    """-ln p of each token of a text [N], without a tuned temperature; arguments as in `static`."""
+    """-ln p of each token of a text [N] at temperature 1; arguments as in `Static`."""
+    from mogrifier_lm.data import Split
+
     settings = {"batch_size": batch_size, "window": window, "temperature": 1.0}
     text = Text("text", Split(ids=ids, words=0, bytes=0, sha256=""))
-    (evaluation,) = static(Task(model, {}, eos_id), text, [settings])
-    return evaluation.nats
+    return _score(Task(model, {}, eos_id), text, settings, [1.0])[0].nats
 
 
 def static_score(model: LanguageModel, split: Split, eos_id: int, batch_size: int) -> Score:

@@ -1,34 +1,41 @@
 """The contract of the evaluators: what they are given, what they return, how they are tuned."""
 
+from __future__ import annotations
+
 import itertools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor
-
-from mogrifier_lm.data import Split, Streams
 from mogrifier_lm.evaluators.score import Score, perplexity
-from mogrifier_lm.kernels.graphs import sent
-from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.options import RegularizationConfig
+from mogrifier_lm.options import COUNT, RegularizationConfig, option
 from mogrifier_lm.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mogrifier_lm.data import Split
+    from mogrifier_lm.model import LanguageModel
 
 log = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Text:
-    """A split by its name, or its beginning."""
+    """A split by its name, or its beginning.
+
+    `with_hidden`: a later evaluator reads the hidden vectors of this evaluation.
+    """
 
     name: str
     split: Split
+    with_hidden: bool = False
 
     def __len__(self) -> int:
         return len(self.split.ids)
@@ -36,6 +43,19 @@ class Text:
     def score(self, nats_N: Tensor) -> Score:
         split, nats = self.split, nats_N.double().sum().item()
         return Score(nats=nats, tokens=len(self), words=split.words, bytes=split.bytes)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """-ln p of each token in the text's order [N].
+
+    `others`: further variants that were computed on the way, reported beside it. `hidden` [N, E]:
+    what the softmax saw, where the text is `with_hidden`.
+    """
+
+    nats: Tensor
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    hidden: Tensor | None = None
 
 
 @dataclass
@@ -47,41 +67,79 @@ class Task:
         splits: "train" (for statistics), "valid" (for tuning) and those to score.
         eos_id: the token fed before a text's first.
         regularization: that the model was trained with.
-        keep: evaluators whose hidden vectors a later one reads: they leave them in `memo`.
-        memo: what evaluators share, and what tuning and scoring share.
+        needed: evaluators that a later one has among its `needs`.
+
+    Attributes:
+        evaluations: theirs, of each split that they have scored: (name, split) → evaluation.
     """
 
     model: LanguageModel
     splits: Mapping[str, Split]
     eos_id: int
     regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
-    keep: Sequence[str] = ()
-    memo: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    needed: Sequence[str] = ()
+    evaluations: dict[tuple[str, str], Evaluation] = field(default_factory=dict)
+    _found: dict[object, Any] = field(default_factory=dict)
+
+    def once(self, key: object, find: Callable[[], T]) -> T:
+        """What `find` finds, looked for once: tuning and scoring share it, and so do evaluators."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: T = self._found[key]
+        return found
 
     def windows(
         self, text: Text, window: int, doing: str, batch_size: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets [T, B] of each window on the model's device, with a progress bar."""
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """The time steps of each window, its inputs and targets [T, B] on the model's device.
+
+        With a progress bar. Results belong in one tensor made before the loop: small ones kept
+        from window to window lie between what is freed, and the heap grows by gigabytes.
+        """
+        from mogrifier_lm.data import Streams
+        from mogrifier_lm.kernels.graphs import sent
+
         streams = Streams(text.split.ids, batch_size, self.eos_id)
         device = self.model.output_bias.device
         starts = range(0, streams.num_steps, window)
         bar = progress_bar(starts, desc=f"{doing}, {text.name}", unit="window", leave=False)
         for start in bar:
             inputs_TB, targets_TB = streams.window(start, window)
-            yield sent(inputs_TB, device), sent(targets_TB, device)
+            steps = slice(start, start + len(inputs_TB))
+            yield steps, sent(inputs_TB, device), sent(targets_TB, device)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """-ln p of each token in the text's order [N]; `others` are further variants that were
-    computed on the way, reported beside it."""
+@dataclass(kw_only=True)
+class Evaluator:
+    """An evaluator: its settings, as fields made by `options.option`, and how it scores a text.
 
-    nats: Tensor
-    others: Mapping[str, Tensor] = field(default_factory=dict)
+    A setting that is a list is tuned, on as much validation text as a field `tune_tokens` says.
+    """
+
+    # Evaluators that have to run before this one, which finds theirs in `Task.evaluations`.
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, config: Any) -> None:
+        """Look at the settings beside the rest of the config, an `mogrifier_lm.config.Config`.
+
+        Raises:
+            UserError: they do not go together.
+        """
+
+    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterable[Evaluation]:
+        """Score a text under each of several settings, between which work may be shared.
+
+        Args:
+            task: the model and what is known of it.
+            text: to be scored, every token of it.
+            trials: setting → value, for each field; one of its values where it is a list.
+        """
+        raise NotImplementedError
 
 
-# Scores a text under each of several settings; it may share work between them.
-Evaluator = Callable[[Task, Text, Sequence[Settings]], Iterable[Evaluation]]
+def tune_tokens(default: int | None) -> Any:
+    """The option of that name."""
+    return option(default, "validation tokens tuned on; null: all", least=1, most=COUNT)
 
 
 def by_temperature(trials: Iterable[Settings]) -> Iterator[tuple[Settings, list[float]]]:
@@ -112,17 +170,15 @@ class Result:
 
 
 def evaluate(
-    name: str, evaluator: Evaluator, config: Any, task: Task, splits: Sequence[str]
+    name: str, evaluator: Evaluator, task: Task, splits: Sequence[str]
 ) -> tuple[dict[str, Result], list[dict[str, Any]]]:
     """Tune the settings on the validation text, then score each split once with them.
 
-    A setting that is a list is tuned: every combination of the listed values is tried on the first
-    `config.tune_tokens` validation tokens (None: all).
+    Every combination of the listed values is tried on the first `tune_tokens` validation tokens.
 
     Args:
-        name: of the evaluator, for the log.
-        evaluator: a function of `EVALUATORS`.
-        config: its settings.
+        name: of the evaluator.
+        evaluator: with its settings.
         task: model and texts.
         splits: those to score.
 
@@ -130,7 +186,8 @@ def evaluate(
         split → result, and the trials of the search, each with its settings and validation nats
         per token.
     """
-    values = {k: v for k, v in vars(config).items() if k != "tune_tokens"}
+    values = dict(vars(evaluator))
+    tune_tokens = values.pop("tune_tokens", None)
     grid = {k: v for k, v in values.items() if isinstance(v, list)}
     settings = [
         values | dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())
@@ -138,9 +195,9 @@ def evaluate(
     best, trials = settings[0], []
     if len(settings) > 1:
         valid = task.splits["valid"]
-        part = Text("valid", replace(valid, ids=valid.ids[: config.tune_tokens]))
+        part = Text("valid", replace(valid, ids=valid.ids[:tune_tokens]))
         began = time.monotonic()
-        for tried, evaluation in zip(settings, evaluator(task, part, settings), strict=True):
+        for tried, evaluation in zip(settings, evaluator.score(task, part, settings), strict=True):
             nats = evaluation.nats.double().mean().item()
             trials.append({**{k: tried[k] for k in grid}, "valid_nats": nats})
             log.debug("%s: %s", name, trials[-1])
@@ -161,8 +218,10 @@ def evaluate(
     results = {}
     for split in splits:
         began = time.monotonic()
-        text = Text(split, task.splits[split])
-        (evaluation,) = evaluator(task, text, [best])
+        text = Text(split, task.splits[split], with_hidden=name in task.needed)
+        (evaluation,) = evaluator.score(task, text, [best])
+        if text.with_hidden:
+            task.evaluations[name, split] = evaluation
         results[split] = Result(text.score(evaluation.nats), best, evaluation, text)
         seconds = time.monotonic() - began
         log.info("%s: %s perplexity %.2f, %.0f s", name, split, results[split].score.ppl, seconds)
@@ -175,6 +234,10 @@ def check_causality(model: LanguageModel, split: Split, eos_id: int, length: int
     Raises:
         ValueError: a model that sees the future.
     """
+    import torch
+
+    from mogrifier_lm.data import Streams
+
     inputs_T1, targets_T1 = Streams(split.ids, 1, eos_id).window(0, length)
     half = len(inputs_T1) // 2
     device = model.output_bias.device

@@ -5,9 +5,8 @@ import re
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from mogrifier_lm.config import CONFIG_DIR, unknown_key
+from mogrifier_lm.config import CONFIG_DIR, schemas, unknown_key
 from mogrifier_lm.errors import UserError, nearest
-from mogrifier_lm.options import SCHEMAS
 
 # Errors that the user can mend; OSError is a file or folder that cannot be read or written.
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -26,8 +25,8 @@ def explain(error: BaseException) -> str:
     text = "\n".join(str(cause) for cause in chain)
     path = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
-    if unknown and unknown[2] in SCHEMAS:
-        return str(unknown_key(path[1] if path else unknown[1], SCHEMAS[unknown[2]]))
+    if unknown and (schema := schemas().get(unknown[2])):
+        return str(unknown_key(path[1] if path else unknown[1], schema))
     scalar = re.search(r"Error merging override (\S+)=(\S+)", text)
     if scalar and "is not a ListConfig" in text:
         return f"{scalar[1]} takes a list: {scalar[1]}=[{scalar[2]}]"

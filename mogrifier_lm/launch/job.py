@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mogrifier_lm.config import (
     CONFIG_DIR,
+    Config,
     load_config,
     portable,
     read_yaml,
@@ -37,7 +38,6 @@ from mogrifier_lm.config import (
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.launch.explain import explain
-from mogrifier_lm.options import Config
 from mogrifier_lm.reports.folders import MULTIRUN, sweep_of
 from mogrifier_lm.reports.table import final_table, objective
 from mogrifier_lm.terminal import shown

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from mogrifier_lm.cells import CellSpec
-from mogrifier_lm.config import load_config
+from mogrifier_lm.config import Config, load_config
 from mogrifier_lm.data import Corpus, Tokenizer, load_corpus, load_tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json
 from mogrifier_lm.model import LanguageModel, layer_specs
-from mogrifier_lm.options import Config, ModelConfig
+from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.training import checkpoint
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """Scoring and comparing the checkpoints of runs; the entry point is scripts/evaluate.py."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from mogrifier_lm.config import Config
 from mogrifier_lm.data import UNK, Corpus
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import EVALUATORS, Result, Task, check_causality, evaluate
+from mogrifier_lm.evaluators import Result, Task, check_causality, evaluate
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.options import Config
 from mogrifier_lm.runs.build import check_device, load_model, saved_corpus, use_threads
 
 log = logging.getLogger(__name__)
@@ -43,22 +42,17 @@ def score(
     Yields:
         An evaluator's name, and split → result.
     """
-    eos_id = corpus.tokenizer.eos_id
+    eos_id, chosen = corpus.tokenizer.eos_id, config.evaluators.chosen()
     task = Task(
         model=model,
         splits=corpus.splits,
         eos_id=eos_id,
         regularization=config.regularization,
-        keep=["dynamic"] if config.evaluators.dynamic_cache else [],
+        needed=[needed for evaluator in chosen.values() for needed in evaluator.needs],
     )
     check_causality(model, corpus.splits["valid"], eos_id)
-    for name, evaluator in EVALUATORS.items():
-        settings = getattr(config.evaluators, name)
-        if name == "mc_dropout" and settings and settings.window is None:
-            settings = dataclasses.replace(settings, window=config.trainer.bptt)
-        if settings is None:
-            continue
-        results, trials = evaluate(name, evaluator, settings, task, splits)
+    for name, evaluator in chosen.items():
+        results, trials = evaluate(name, evaluator, task, splits)
         if run_dir:
             path = run_dir / "tuning.json"
             tuning = {k: v for k, v in read_json(path).items() if k != name}
@@ -96,7 +90,7 @@ def evaluate_run(config: Config, run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: no evaluators, no checkpoint, or text that has changed since.
     """
-    if not any(vars(config.evaluators).values()):
+    if not config.evaluators.chosen():
         raise UserError("no evaluators: give evaluators=[static]")
     with locked(run_dir):
         path = run_dir / "summary.json"
@@ -132,10 +126,7 @@ def compare_runs(sides: Sequence[Sequence[tuple[Config, Path]]]) -> None:
     texts = [[run.corpus.splits[split].sha256 for split in SCORED] for run in runs]
     if any(text != texts[0] for text in texts):
         raise UserError("compare: the runs have different validation or test text")
-    wanted = [
-        {name for name, value in vars(run.config.evaluators).items() if value} for run in runs
-    ]
-    shared = set.intersection(*wanted)
+    shared = set.intersection(*(set(run.config.evaluators.chosen()) for run in runs))
     if not shared:
         raise UserError("compare: the runs share no evaluator: give evaluators=[static]")
     _warn_of_unknown(compared)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from mogrifier_lm.config import Config
 from mogrifier_lm.data import ORDERS, Corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import static_score
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.options import Config
 from mogrifier_lm.runs import provenance
 from mogrifier_lm.runs.build import (
     build_corpus,

@@ -1,18 +1,29 @@
 """What holds for every evaluator: it predicts, from the past alone, a distribution."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mogrifier_lm.config import schema_of, validate
 from mogrifier_lm.data import Split
-from mogrifier_lm.evaluators import EVALUATORS, Task, Text, check_causality, evaluate
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.evaluators import (
+    Evaluator,
+    EvaluatorsConfig,
+    Task,
+    Text,
+    check_causality,
+    evaluate,
+)
 from mogrifier_lm.model import LanguageModel, States, restored
-from mogrifier_lm.options import EvaluatorsConfig, ModelConfig, RegularizationConfig
+from mogrifier_lm.options import ModelConfig, RegularizationConfig
 from mogrifier_lm.regularization import Masks
 from mogrifier_lm.runs.build import build_model
 
@@ -20,6 +31,10 @@ V, N = 7, 40
 RATES = RegularizationConfig(
     input_dropout=0.4, inter_layer_dropout=0.3, state_dropout=0.2, output_dropout=0.4
 )
+EVALUATORS: dict[str, type[Evaluator]] = {
+    name: schema_of(hint)  # type: ignore[misc]
+    for name, hint in get_type_hints(EvaluatorsConfig).items()
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "static": {"batch_size": 1, "window": 7, "temperature": 0.8},
     "dynamic": {
@@ -73,22 +88,14 @@ def nats(
     **settings: Any,
 ) -> dict[str, Tensor]:
     """Of each token, under the evaluator and the variants that it reports beside it."""
-    task = Task(model, {"train": make_split(1, 300), "test": text}, 0, rates, keep=["dynamic"])
-    values = [{**SETTINGS[name], **settings}]
-    if name == "dynamic_cache":
-        config = Settings(SETTINGS["dynamic"])
-        evaluate("dynamic", EVALUATORS["dynamic"], config, task, ["test"])
-    results, _ = evaluate(name, EVALUATORS[name], Settings(values[0]), task, ["test"])
+    evaluator, splits = EVALUATORS[name], {"train": make_split(1, 300), "test": text}
+    task = Task(model, splits, 0, rates, needed=evaluator.needs)
+    for needed in evaluator.needs:
+        evaluate(needed, EVALUATORS[needed](**SETTINGS[needed]), task, ["test"])
+    results, _ = evaluate(name, evaluator(**{**SETTINGS[name], **settings}), task, ["test"])
     evaluation = results["test"].evaluation
     assert len(evaluation.nats) == len(text.ids)
     return {"": evaluation.nats.double(), **evaluation.others}
-
-
-class Settings:
-    """A config whose settings are fixed."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        vars(self).update(values)
 
 
 def sums_and_pasts(
@@ -157,7 +164,7 @@ def test_temperatures_that_share_a_pass_are_those_tried_alone(name: str, mixture
     model, text, temperatures = make_model(mixture), make_split(2), [0.7, 1.0, 1.3]
     task = Task(model, {"train": make_split(1, 300)}, 0, RATES)
     trials = [{**SETTINGS[name], "temperature": t} for t in temperatures]
-    together = list(EVALUATORS[name](task, Text("test", text), trials))
+    together = list(EVALUATORS[name]().score(task, Text("test", text), trials))
     for temperature, found in zip(temperatures, together, strict=True):
         alone = nats(model, name, text, temperature=temperature)
         torch.testing.assert_close(found.nats.double(), alone.pop(""))
@@ -186,6 +193,34 @@ def test_weights_are_restored_after_an_error() -> None:
 def test_every_evaluator_has_settings_and_a_yaml() -> None:
     from tests.conftest import compose_config
 
-    assert list(vars(EvaluatorsConfig())) == list(EVALUATORS)
     chosen = compose_config([f"evaluators=[{','.join(EVALUATORS)}]"]).evaluators
     assert all(chosen[name] is not None for name in EVALUATORS)
+    # What a setting means is said once, by the option; what is computed, by the class.
+    assert all(cls.__doc__ and len(cls.__doc__) > 40 for cls in EVALUATORS.values())
+
+
+def test_settings_are_known_without_torch() -> None:
+    code = "import sys, mogrifier_lm.evaluators; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_an_evaluator_needs_has_to_run_before_it() -> None:
+    from tests.conftest import compose_config
+
+    names = list(EVALUATORS)
+    for name, evaluator in EVALUATORS.items():
+        for needed in evaluator.needs:
+            assert names.index(needed) < names.index(name)
+            with pytest.raises(UserError, match=f"evaluators=.{name}. needs {needed} beside it"):
+                validate(compose_config([f"evaluators=[{name}]"]))
+
+
+def test_passes_share_masks_over_the_windows_of_training() -> None:
+    from tests.conftest import compose_config
+
+    config = validate(compose_config(["evaluators=[mc_dropout]", "trainer.bptt=17"]))
+    assert config.evaluators.mc_dropout is not None and config.evaluators.mc_dropout.window == 17
+    wrong = ["evaluators=[mc_dropout]", "evaluators.mc_dropout.scale=[1,4.0]",
+             "regularization.state_dropout=0.25"]  # fmt: skip
+    with pytest.raises(UserError, match="scale is up to 4, which takes the dropout rate 0.25 to 1"):
+        validate(compose_config(wrong))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import EVALUATORS, Task, Text, evaluate
-from mogrifier_lm.evaluators.cache import cache_probabilities
+from mogrifier_lm.evaluators import Task, Text, evaluate
+from mogrifier_lm.evaluators.cache import Cache, cache_probabilities
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
+from mogrifier_lm.evaluators.dynamic import Dynamic
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.options import CacheConfig, RegularizationConfig
+from mogrifier_lm.options import RegularizationConfig
 from mogrifier_lm.regularization import draw_masks, scaled
 from tests.evaluators.test_contract import RATES, SETTINGS, V, make_model, make_split, nats
 
@@ -26,7 +26,7 @@ def test_dynamic_evaluation_is_its_equations(rule: str, mean: str) -> None:
                 "decay": decay, "epsilon": epsilon, "statistics_tokens": 30,
                 "statistics_batch_size": 1, "temperature": 1.0}  # fmt: skip
     task = Task(model, {"train": train, "test": text}, 0)
-    (found,) = EVALUATORS["dynamic"](task, Text("test", text), [settings])
+    (found,) = Dynamic().score(task, Text("test", text), [settings])
 
     def run(model: LanguageModel, ids: np.ndarray, update: Any) -> Tensor:
         tokens = torch.from_numpy(ids.astype(np.int64))[:, None]
@@ -83,23 +83,15 @@ def test_the_cache_is_its_equation() -> None:
 
 def test_the_search_finds_the_best_of_all_combinations() -> None:
     text = make_split(2)
-    config = CacheConfig(weight=[0.0, 0.2, 0.5], theta=[0.1, 1.0], window=[3, 30])
+    config = Cache(weight=[0.0, 0.2, 0.5], theta=[0.1, 1.0], window=[3, 30])
     splits = {"valid": text, "test": make_split(3)}
-    results, trials = evaluate(
-        "cache", EVALUATORS["cache"], config, Task(make_model(), splits, 0), ["valid", "test"]
-    )
+    results, trials = evaluate("cache", config, Task(make_model(), splits, 0), ["valid", "test"])
     assert len(trials) == 12
     best = min(trials, key=lambda trial: trial["valid_nats"])
     entry = results["valid"].to_dict()
     assert entry["nats"] / len(text.ids) == pytest.approx(best["valid_nats"])
     chosen = {k: best[k] for k in ("weight", "theta", "window")}
     assert results["test"].settings == results["valid"].settings == chosen
-
-
-def test_dynamic_cache_needs_dynamic() -> None:
-    task = Task(make_model(), {"test": make_split(2)}, 0)
-    with pytest.raises(UserError, match="needs dynamic"):
-        EVALUATORS["dynamic_cache"](task, Text("test", make_split(2)), [SETTINGS["cache"]])
 
 
 @pytest.mark.parametrize("mixture", [1, 2])

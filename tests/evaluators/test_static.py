@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mogrifier_lm.data import Split
-from mogrifier_lm.evaluators import EVALUATORS, Score, Task, Text, evaluate, static_nats
+from mogrifier_lm.evaluators import Score, Task, Text, evaluate, static_nats
+from mogrifier_lm.evaluators.static import Static
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.options import ModelConfig, StaticConfig
+from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.runs.build import build_model
 
 V, N = 31, 203
@@ -66,8 +67,8 @@ def test_the_score_is_one_pass_by_hand(model: LanguageModel, split: Split) -> No
 
 def test_nats_are_in_the_order_of_the_text(model: LanguageModel, split: Split) -> None:
     def nats(batch_size: int) -> torch.Tensor:
-        config = StaticConfig(batch_size=batch_size, window=10)
-        results, trials = evaluate("static", EVALUATORS["static"], config,
+        config = Static(batch_size=batch_size, window=10)
+        results, trials = evaluate("static", config,
                                    Task(model, {"test": split}, 0), ["test"])  # fmt: skip
         assert not trials
         return results["test"].evaluation.nats
@@ -84,7 +85,7 @@ def test_the_temperature_is_tuned_on_validation_alone(
 ) -> None:
     valid = Split(ids=split.ids[::-1].copy(), words=190, bytes=1000, sha256="")
     results, trials = evaluate(
-        "static", EVALUATORS["static"], StaticConfig(temperature=list(temperatures)),
+        "static", Static(temperature=list(temperatures)),
         Task(model, {"valid": valid, "test": split}, 0), ["test"],
     )  # fmt: skip
     nats = {t: by_hand(model, valid, t).mean().item() for t in temperatures}

@@ -15,8 +15,8 @@ import pytest
 from mogrifier_lm import load_model
 from mogrifier_lm.config import load_config
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import EVALUATORS
-from mogrifier_lm.options import RoundsConfig, StaticConfig
+from mogrifier_lm.evaluators.rounds import Rounds
+from mogrifier_lm.evaluators.static import Static
 from mogrifier_lm.runs.evaluate import compare_runs, evaluate_run
 from mogrifier_lm.training import checkpoint
 from tests.conftest import ROOT
@@ -152,9 +152,9 @@ def test_what_is_scored_is_kept_when_a_later_evaluator_fails(
 ) -> None:
     shutil.copytree(runs / "r2", tmp_path / "run")
     config = load_config(tmp_path / "run")
-    config.evaluators.static = StaticConfig(window=7)
-    config.evaluators.rounds = RoundsConfig()
-    monkeypatch.setitem(EVALUATORS, "rounds", lambda *_: 1 / 0)
+    config.evaluators.static = Static(window=7)
+    config.evaluators.rounds = Rounds()
+    monkeypatch.setattr(Rounds, "score", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate_run(config, tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from mogrifier_lm.config import validate
+from mogrifier_lm.config import Config, validate
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.commands.dashboard import main
 from mogrifier_lm.launch.job import tracked_run
-from mogrifier_lm.options import Config
 from mogrifier_lm.tracking import dashboard
 from mogrifier_lm.tracking.tracker import read_offline
 from tests.conftest import compose_config

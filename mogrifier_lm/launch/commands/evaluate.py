@@ -18,11 +18,10 @@ from pathlib import Path
 
 import yaml
 
-from mogrifier_lm.config import resume_config
+from mogrifier_lm.config import Config, resume_config
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
 from mogrifier_lm.launch.job import compose
-from mogrifier_lm.options import Config
 from mogrifier_lm.reports.table import score_table
 
 # What may be given beside the run itself, which is scored as it was trained.
