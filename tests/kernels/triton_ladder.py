@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.cells import CellSpec
+from mogrifier_lm.kernels.cross_entropy import BACKENDS
 from mogrifier_lm.kernels.recurrence import resolve
 from mogrifier_lm.kernels.recurrence.triton import wavefront
 from mogrifier_lm.model import LanguageModel, layer_specs
@@ -186,6 +187,23 @@ def test_layers_as_a_wavefront_equal_one_after_the_other(options, skip_sum, monk
                 assert torch.equal(value, e)
             else:  # the product of x for a span at a time
                 torch.testing.assert_close(value, e, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_over_several_blocks_of_a_vocabulary():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.tensor([0, 4999, -100, 2048])
+    bias = torch.zeros(5000)
+    bias[:2048] = -math.inf  # a first block without a finite logit
+    bias[0] = -30
+    values = []
+    for name in ("triton", "reference"):
+        generator.manual_seed(0)
+        hidden, weight = (
+            torch.randn(n, 6, generator=generator).requires_grad_() for n in (4, 5000)
+        )
+        loss = BACKENDS[name].loss(hidden, weight, bias, targets, None, -100)
+        values.append([loss.detach(), *torch.autograd.grad(loss, [hidden, weight])])
+    torch.testing.assert_close(*values)
 
 
 def test_waves_wait_for_the_layer_below_and_for_the_past():

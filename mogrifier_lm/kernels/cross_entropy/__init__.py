@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mogrifier_lm.kernels.cross_entropy import chunked, native, reference
+from mogrifier_lm.kernels import triton as kernels_triton
+from mogrifier_lm.kernels.cross_entropy import chunked, native, reference, triton
 
 __all__ = ["BACKENDS", "Kernel", "resolve"]
 
@@ -27,7 +28,13 @@ BACKENDS = {
     "reference": Kernel(reference.loss, reference.token_nats),
     "chunked": Kernel(chunked.loss, chunked.token_nats),
     "native": Kernel(native.loss, native.token_nats),
+    "triton": Kernel(triton.loss, triton.token_nats),
 }
+
+CONDITIONS = {
+    "native": native.unsupported,
+    "triton": kernels_triton.unsupported,
+}  # of those that have any
 
 
 def resolve(backend: str, device: str | torch.device, *, dtype: torch.dtype = torch.float32) -> str:
@@ -43,14 +50,15 @@ def resolve(backend: str, device: str | torch.device, *, dtype: torch.dtype = to
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend is {backend!r}, it must be one of auto, {', '.join(BACKENDS)}")
-    if backend not in ("auto", "native"):
+    if backend in ("reference", "chunked"):
         return backend
-    reason = native.unsupported(device, dtype)
+    fastest = "native" if torch.device(device).type == "cpu" else "triton"
+    reason = CONDITIONS[fastest if backend == "auto" else backend](device, dtype)
     if reason is None:
-        return "native"
-    if backend == "native":
-        raise ValueError(f"backend is native, but {reason}")
-    if torch.device(device).type == "cpu":
+        return fastest if backend == "auto" else backend
+    if backend != "auto":
+        raise ValueError(f"backend is {backend}, but {reason}")
+    if torch.device(device).type in ("cpu", "cuda"):
         _say(reason)
     return "chunked"
 

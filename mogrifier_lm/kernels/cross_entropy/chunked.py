@@ -28,15 +28,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunk_rows(device: torch.device, dtype: torch.dtype) -> int:
+def _chunk_rows(device: torch.device, dtype: torch.dtype, classes: int) -> int:
     """Rows of logits at a time (C).
 
     Measured for V = 10,000 on a CPU with 2 MB of L2 cache: the passes over fp32 should find their
     rows in cache, products want more rows, most of all in bf16, where each chunk's weight gradient
-    is added up in a pass of its own. On a GPU few large kernels win.
+    is added up in a pass of its own. On a GPU few large kernels win: 128 M logits.
     """
     if device.type != "cpu":
-        return 2048
+        return max(2**27 // classes, 256)
     return 256 if dtype == _wide(dtype) else 1024
 
 
@@ -178,7 +178,7 @@ def _run(
     joint_NM = None if p.log_prior is None else p.log_prior.to(_wide(dtype), copy=True)
     nats_N = h_NK.new_empty(len(h_NK), dtype=_wide(dtype))
     targets_N = p.targets.masked_fill(p.ignored, 0).repeat_interleave(mixture)
-    chunk = max(_chunk_rows(device, dtype) // mixture, 1) * mixture
+    chunk = max(_chunk_rows(device, dtype, V) // mixture, 1) * mixture
     # Others than torch's take whole vectors, and torch's bf16 products read (and ignore) their end.
     width = V if p.softmax is softmax else -(-V // 16) * 16
     buffer = _scratch("logits", min(chunk, len(h_NK)), width, dtype, device)

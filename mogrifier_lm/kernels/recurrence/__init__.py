@@ -53,13 +53,10 @@ def resolve(
         raise ValueError(f"the {backend} backend has no {cell} cell")
     if backend in ("reference", "fused"):
         return backend
-    if backend == "auto":
-        fastest = "native" if torch.device(device).type == "cpu" else "triton"
-    else:
-        fastest = backend
-    reason = CONDITIONS[fastest](cell, device, dtype)
+    fastest = "native" if torch.device(device).type == "cpu" else "triton"
+    reason = CONDITIONS[fastest if backend == "auto" else backend](cell, device, dtype)
     if reason is None:
-        return fastest
+        return fastest if backend == "auto" else backend
     if backend != "auto":
         raise ValueError(reason)
     if torch.device(device).type in ("cpu", "cuda"):

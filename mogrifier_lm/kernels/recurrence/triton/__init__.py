@@ -4,13 +4,12 @@
 by side. With TRITON_INTERPRET=1 Triton's interpreter runs them on a CPU, rightly in float32 alone.
 """
 
-import importlib.util
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mogrifier_lm.kernels import triton
 from mogrifier_lm.kernels.recurrence.reference import Options, Weights
 
 CELLS = ("lstm", "mlstm", "rlstm")
@@ -18,19 +17,8 @@ CELLS = ("lstm", "mlstm", "rlstm")
 
 def unsupported(cell: str, device: str | torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run such a layer here, in one line; None where it can."""
-    device = torch.device(device)
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not (interpreted and device.type == "cpu"):
-        return f"the triton backend runs on cuda, not on {device}"
-    if dtype != torch.float32:
-        return f"the triton backend takes float32 parameters, not {dtype}"
-    if cell not in CELLS:
-        return f"the triton backend has no {cell} cell"
-    if importlib.util.find_spec("triton") is None:
-        return "the triton backend needs Triton, which pip install triton brings"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "the triton backend needs a GPU of compute capability 8.0 or later"
-    return None
+    reason = triton.unsupported(device, dtype)
+    return reason if cell in CELLS else f"the triton backend has no {cell} cell"
 
 
 def recurrence(
