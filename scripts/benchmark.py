@@ -49,6 +49,7 @@ from mogrifier_lm.evaluators import static_nats
 from mogrifier_lm.kernels import cross_entropy as output_layer
 from mogrifier_lm.kernels.graphs import Graphed
 from mogrifier_lm.kernels.recurrence import BACKENDS, resolve
+from mogrifier_lm.machine import cpu_model
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import OptimizerConfig
 from mogrifier_lm.training.optim import build_optimizer
@@ -381,10 +382,7 @@ def memory(device: str) -> Rows:
 def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.open() if "model name" in line] if info.exists() else []
-    model = models[0].split(":", 1)[1].strip() if models else platform.processor()
-    return f"{model} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{cpu_model()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def main() -> int | str:

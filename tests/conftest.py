@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -119,3 +120,9 @@ def small(text_dir: Path, cache_dir: Path) -> list[str]:
         "trainer.log_every=2",
         "tracker=none",
     ]
+
+
+def table_rows(markdown: str) -> list[list[str]]:
+    """The cells of the lines of markdown tables, heads and rules among them."""
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from mogrifier_lm.files import cache_folder
+from mogrifier_lm.machine import cpu_info
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
 HEADERS = Path(__file__).parent
@@ -63,7 +64,8 @@ def load(source: Path, sizes: tuple[int, ...] = ()) -> ctypes.CDLL:
     runtime = [str(shipped[0])] if shipped else ["-fopenmp"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     texts = [path.read_text() for path in (source, *sorted(HEADERS.glob("*.h")))]
-    key = "\n".join((*texts, *flags, *runtime, version, platform.processor(), *_cpu_flags()))
+    processor = (platform.processor(), cpu_info("flags", "Features") or "")
+    key = "\n".join((*texts, *flags, *runtime, version, *processor))
     path = cache_folder("native") / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +79,6 @@ def load(source: Path, sizes: tuple[int, ...] = ()) -> ctypes.CDLL:
     if library_sizes != sizes:
         raise OSError(f"{source.name} and its caller disagree: {library_sizes} and {sizes} bytes")
     return library
-
-
-def _cpu_flags() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return [line for line in lines if line.startswith(("flags", "Features"))][:1]
 
 
 def _execute(command: list[str]) -> None:

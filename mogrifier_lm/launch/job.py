@@ -38,7 +38,7 @@ from mogrifier_lm.config import (
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.launch.explain import explain
-from mogrifier_lm.reports.folders import MULTIRUN, sweep_of
+from mogrifier_lm.reports.folders import MULTIRUN, Run, sweep_of
 from mogrifier_lm.reports.table import final_table, objective
 from mogrifier_lm.terminal import shown
 from mogrifier_lm.training import parallel
@@ -344,19 +344,36 @@ def grid(sweep_dir: Path) -> list[dict[str, str]]:
 
 def _report(sweep_dir: Path) -> None:
     """Write the report of a sweep as far as it is, and say how far that is."""
+    from mogrifier_lm.reports.folders import ended, progress
+
+    def has_ended(runs: Sequence[Run]) -> bool:
+        jobs, began = grid(sweep_dir), (sweep_dir / MULTIRUN).stat().st_mtime
+        path = shown(sweep_dir) / "report" / "sweep.md"
+        log.info("%s: %s", path, progress(runs, jobs, began))
+        return ended(runs, jobs, began)
+
+    update_report(sweep_dir, has_ended)
+
+
+def update_report(
+    folder: Path, ended: Callable[[Sequence[Run]], bool] = lambda runs: False
+) -> None:
+    """Write the report of a sweep or a search as far as it is; a failure is a warning.
+
+    Args:
+        folder: of its runs.
+        ended: whether it has, seen its runs: then W&B gets its summary.
+    """
     try:
-        from mogrifier_lm.reports.folders import ended, progress, read_runs
+        from mogrifier_lm.reports.folders import read_runs
         from mogrifier_lm.reports.report import write_report
 
-        with locked(sweep_dir / "report", wait=True):
-            runs, jobs = read_runs([sweep_dir]), grid(sweep_dir)
-            write_report(runs, sweep_dir / "report")
-            began = (sweep_dir / MULTIRUN).stat().st_mtime
-            path = shown(sweep_dir) / "report" / "sweep.md"
-            log.info("%s: %s", path, progress(runs, jobs, began))
-            if ended(runs, jobs, began):
+        with locked(folder / "report", wait=True):
+            runs = read_runs([folder])
+            write_report(runs, folder / "report")
+            if ended(runs):
                 from mogrifier_lm.tracking.sweep_summary import track_sweep
 
-                track_sweep(runs, sweep_dir)
+                track_sweep(runs, folder)
     except Exception:  # the runs are worth more than their report
-        log.warning("the report of %s is not written", sweep_dir, exc_info=True)
+        log.warning("the report of %s is not written", folder, exc_info=True)

@@ -5,13 +5,14 @@ Of a search, whose folder holds its study, the runs are trials: see reports/tria
 
 import csv
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mogrifier_lm.reports.folders import Run, evaluators, study_of
 from mogrifier_lm.reports.plots import can_plot
 from mogrifier_lm.reports.sweep import failure_table, group_table, headline, run_table
 from mogrifier_lm.reports.sweep_plots import plot_sweep
+from mogrifier_lm.reports.table import markdown_table
 from mogrifier_lm.reports.trials import (
     importance_table,
     plot_importances,
@@ -21,26 +22,21 @@ from mogrifier_lm.reports.trials import (
 )
 
 
-def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    if not rows:
-        return "No run has completed.\n"
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
 def markdown(runs: Sequence[Run], plots: bool = True) -> str:
     """sweep.md; `plots`: whether the images that it shows are drawn."""
     search = study_of(runs) is not None
     table = trial_table(runs) if search else group_table(runs)
-    text = f"# {'Search' if search else 'Sweep'}\n\n{headline(runs)}\n\n{_markdown(table)}"
+    text = f"# {'Search' if search else 'Sweep'}\n\n{headline(runs)}\n\n"
+    text += markdown_table(table) or "No run has completed.\n"
     text += "\n![](sweep.png)\n" if plots and evaluators(runs) else ""
     if search:
         reason = why_no_importances(runs)
-        shares = _markdown(importance_table(runs)) + ("\n![](importance.png)\n" if plots else "")
+        shares = markdown_table(importance_table(runs)) + (
+            "\n![](importance.png)\n" if plots else ""
+        )
         text += f"\n## Importance\n\n{reason or shares}\n"
     failures = failure_table(runs)
-    return text + (f"\n## Not completed\n\n{_markdown(failures)}" if failures else "")
+    return text + (f"\n## Not completed\n\n{markdown_table(failures)}" if failures else "")
 
 
 def write_report(runs: Sequence[Run], folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""The table at the end of a run."""
+"""Tables as text: that at the end of a run, and markdown's."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,27 @@ def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
     width = max(scores.index("  validation"), *map(len, facts))
     lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
     return "\n".join(["", scores, *lines, ""])
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as a table of markdown that reads as well in a terminal.
+
+    Columns of numbers are set to the right. No rows give an empty text.
+    """
+    if not rows:
+        return ""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(3, *map(len, column)) for column in columns]
+    right = [all(re.match(r"[-+−]?\d|$", cell) for cell in column[1:]) for column in columns]
+    rules = ["-" * (w - r) + ":" * r for w, r in zip(widths, right, strict=True)]
+    return "".join(
+        "| "
+        + " | ".join(
+            cell.rjust(w) if r else cell.ljust(w)
+            for cell, w, r in zip(line, widths, right, strict=True)
+        )
+        + " |\n"
+        for line in [cells[0], rules, *cells[1:]]
+    )

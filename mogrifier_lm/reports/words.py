@@ -11,6 +11,7 @@ import numpy as np
 from mogrifier_lm.data import EOS, Tokenizer
 from mogrifier_lm.evaluators.score import perplexity
 from mogrifier_lm.reports.plots import can_plot, pyplot
+from mogrifier_lm.reports.table import markdown_table
 
 COUNT_BANDS = (0, 1, 10, 100, 1000, 10_000)  # least training count of each band
 PLACE_BANDS = (1, 2, 3, 4, 5, 6, 11, 21, 41)
@@ -123,7 +124,7 @@ def words_table(text: WordNats, title: str, min_count: int = 10, rows: int = 15)
             for band in bands(values, text.nats, least)
         ]
         heads = (head, "words", "of words", "nats a word", "perplexity", "of nats")
-        out.append(_markdown(heads, body))
+        out.append(markdown_table([dict(zip(heads, row, strict=True)) for row in body]))
     sums: dict[str, list[float]] = {}
     for word, nats in zip(text.words, text.nats.tolist(), strict=True):
         sums.setdefault(word, []).append(nats)
@@ -131,7 +132,7 @@ def words_table(text: WordNats, title: str, min_count: int = 10, rows: int = 15)
 
     def ranked(key: Callable[[str], float], sign: int) -> list[str]:
         chosen = sorted(often, key=lambda word: (sign * key(word), word))[:rows]
-        cells = ((word.replace("|", "\\|"), key(word), len(often[word])) for word in chosen)
+        cells = ((word, key(word), len(often[word])) for word in chosen)
         return [f"{word} {value:,.2f} (×{n:,})" for word, value, n in cells]
 
     def average(word: str) -> float:
@@ -143,21 +144,9 @@ def words_table(text: WordNats, title: str, min_count: int = 10, rows: int = 15)
     columns = [ranked(average, -1), ranked(average, 1), ranked(summed, -1), ranked(summed, 1)]
     out.append(f"Words that occur at least {min_count} times, with nats and occurrences:")
     lists = ("highest mean", "lowest mean", "highest sum", "lowest sum")
-    out.append(_markdown(lists, list(zip(*columns, strict=True)), left=True))
-    return "\n\n".join(out) + "\n"
-
-
-def _markdown(heads: Sequence[str], body: Sequence[Sequence[str]], left: bool = False) -> str:
-    """A table that reads as well in a terminal: numbers to the right, except with `left`."""
-    widths = [max(map(len, column)) for column in zip(heads, *body, strict=True)]
-    rules = ["-" * w if left or not i else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-
-    def line(cells: Sequence[str]) -> str:
-        sides = (f"{c:<{w}}" if left or not i else f"{c:>{w}}" for i, (c, w) in
-                 enumerate(zip(cells, widths, strict=True)))  # fmt: skip
-        return f"| {' | '.join(sides)} |"
-
-    return "\n".join(map(line, (heads, rules, *body)))
+    ranks = zip(*columns, strict=True)
+    out.append(markdown_table([dict(zip(lists, rank, strict=True)) for rank in ranks]))
+    return "\n\n".join(part.rstrip("\n") for part in out) + "\n"
 
 
 def plot_words(text: WordNats, title: str, path: Path) -> None:

@@ -15,6 +15,7 @@ from mogrifier_lm.config import Config, load_config
 from mogrifier_lm.data import Corpus, Tokenizer, load_corpus, load_tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json
+from mogrifier_lm.machine import lent_cores
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.training import checkpoint
@@ -24,9 +25,9 @@ log = logging.getLogger(__name__)
 # Before a run of a sweep has set another number. A launcher that divides the cores says so by
 # OMP_NUM_THREADS; else what SLURM has lent counts, not the node's cores.
 DEFAULT_THREADS = (
-    torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ
-    else int(os.environ.get("SLURM_CPUS_PER_TASK") or torch.get_num_threads())
+    lent_cores()
+    if "SLURM_CPUS_PER_TASK" in os.environ and "OMP_NUM_THREADS" not in os.environ
+    else torch.get_num_threads()
 )
 
 

@@ -1,7 +1,6 @@
 """Scoring and comparing the checkpoints of runs; the entry point is scripts/evaluate.py."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from mogrifier_lm.config import Config
 from mogrifier_lm.data import UNK, Corpus
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import Result, Task, check_causality, evaluate
+from mogrifier_lm.evaluators import Result, Task, check_causality, evaluate, perplexity
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.model import LanguageModel
@@ -71,7 +70,7 @@ def entries(
         text = corpus.splits[split]
         found[split] = {name: result[split].to_dict() for name, result in results.items()}
         if text.floor_nats is not None:
-            found[split]["floor_ppl"] = math.exp(text.floor_nats / text.words)
+            found[split]["floor_ppl"] = perplexity(text.floor_nats / text.words)
     return found
 
 

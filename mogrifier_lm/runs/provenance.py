@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mogrifier_lm.machine import cpu_model
+
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "datasets", "wandb", "sentencepiece",
             "safetensors")  # fmt: skip
 MAX_DIFF = 2**20
@@ -46,7 +48,7 @@ def collect(
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_model(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
@@ -96,11 +98,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or None
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), None)

@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import locked, read_json, write_json
 from mogrifier_lm.launch import cli
-from mogrifier_lm.launch.job import as_values, quoted
-from mogrifier_lm.reports.folders import STUDY, about, read_runs, sweep_name, validations
-from mogrifier_lm.reports.report import write_report
+from mogrifier_lm.launch.job import as_values, quoted, update_report
+from mogrifier_lm.machine import lent_cores
+from mogrifier_lm.reports.folders import STUDY, about, sweep_name, validations
 from mogrifier_lm.reports.table import objective
 from mogrifier_lm.reports.trials import NAME, storage
 from mogrifier_lm.search.ranges import as_override, check, read_space
-from mogrifier_lm.tracking.sweep_summary import track_sweep
 
 if TYPE_CHECKING:
     import optuna
@@ -175,8 +174,7 @@ class Search:
         if "tracker.group" not in given:
             self.settings.append(f"tracker.group={quoted(sweep_name(self.dir))}")
         if self.jobs > 1 and "trainer.threads" not in given and "OMP_NUM_THREADS" not in os.environ:
-            cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
-            threads = max(1, cores // self.jobs)
+            threads = max(1, lent_cores() // self.jobs)
             self.settings.append(f"trainer.threads={threads}")
         self.whole = check(self.ranges, self.settings)
 
@@ -214,7 +212,7 @@ class Search:
                         at_work.remove(run)
                         pace = (time.monotonic() - began) / fresh
                         print(f"{run.outcome()}; {self._progress(study, pace)}", flush=True)
-                        self._report()
+                        update_report(self.dir)
                         if fresh >= HOPELESS and not _ended(study, "COMPLETE", "PRUNED"):
                             raise UserError(f"every trial fails; {run.outcome()}")
             finally:
@@ -224,7 +222,7 @@ class Search:
                     run.wait()
             if not _ended(study, "COMPLETE"):
                 raise UserError(f"{self.dir}: no trial has completed")
-            self._report(ended=True)
+            update_report(self.dir, lambda runs: True)
 
     def _study(self) -> "optuna.Study":
         """The study of the folder, a new one where there is none.
@@ -293,15 +291,6 @@ class Search:
             best = study.best_trial
             text = f"best {math.exp(study.best_value):.2f} (trial {best.number}), {text}"
         return f"{text}, {about(pace * left)}" if pace and left else text
-
-    def _report(self, ended: bool = False) -> None:
-        try:
-            runs = read_runs([self.dir])
-            write_report(runs, self.dir / "report")
-            if ended:
-                track_sweep(runs, self.dir.resolve())
-        except Exception:  # the runs are worth more than their report
-            log.warning("the report of %s is not written", self.dir, exc_info=True)
 
 
 def _ended(study: "optuna.Study", *states: str) -> int:

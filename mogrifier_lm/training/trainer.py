@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import Score
+from mogrifier_lm.evaluators import Score, perplexity
 from mogrifier_lm.kernels.graphs import Graphed, sent
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig, TrainerConfig
@@ -374,7 +374,7 @@ class Trainer:
         if not math.isfinite(mean + square_norms):
             self._go_back(f"the loss is {mean} and the squared gradient norm {square_norms}")
             return math.inf
-        ppl = math.exp(min(mean, 700))
+        ppl = perplexity(mean)
         self._write(
             {
                 "train/nats": mean,

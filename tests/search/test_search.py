@@ -27,7 +27,7 @@ from mogrifier_lm.reports.report import write_report
 from mogrifier_lm.reports.trials import NAME, importances, storage
 from mogrifier_lm.search.ranges import SPACES, Range, read_space
 from mogrifier_lm.search.search import Search, TrialRun
-from tests.conftest import ROOT
+from tests.conftest import ROOT, table_rows
 from tests.reports.test_sweep import make_run
 
 SPACE = """
@@ -300,15 +300,15 @@ def test_the_report_of_a_search(searched: Path, capsys: pytest.CaptureFixture[st
     text = (searched / "report/sweep.md").read_text()
     assert text.rstrip() in capsys.readouterr().out
     assert "28 runs: 26 completed, 1 pruned, 1 failed." in text and "best on validation" in text
-    table = [line for line in text.splitlines() if line.startswith("| ")]
+    table = table_rows(text)
     best = min(study_in(searched).trials, key=lambda t: t.value or math.inf)
-    assert table[2].startswith(f"| {best.number} | {best.params['optimizer.lr']:.4g} ")
-    ppls = [float(line.split(" | ")[-2]) for line in table[2:28]]
+    assert table[2][:2] == [str(best.number), f"{best.params['optimizer.lr']:.4g}"]
+    ppls = [float(row[-2]) for row in table[2:28]]
     assert ppls == sorted(ppls)
     shares = importances(read_runs([searched]))
     assert next(iter(shares)) == "optimizer.lr" and sum(shares.values()) == pytest.approx(1)
-    assert f"| optimizer.lr | {shares['optimizer.lr']:.2f} |" in text and "model.rank=null" in text
-    assert "| pruned | validation perplexity 190.00 after 2 epochs |" in text
+    assert ["optimizer.lr", f"{shares['optimizer.lr']:.2f}"] in table and "model.rank=null" in text
+    assert ["pruned", "validation perplexity 190.00 after 2 epochs"] in [row[-2:] for row in table]
     for name in ("sweep.png", "importance.png"):
         assert (searched / "report" / name).stat().st_size > 5000
     shown = html.read_text()

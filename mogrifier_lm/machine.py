@@ -1,0 +1,28 @@
+"""The machine that a process runs on."""
+
+import os
+import platform
+from pathlib import Path
+
+
+def lent_cores() -> int:
+    """Cores that this process may use: lent by SLURM, else those that it may be scheduled on."""
+    if lent := os.environ.get("SLURM_CPUS_PER_TASK"):
+        return int(lent)
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_info(*fields: str) -> str | None:
+    """What Linux says of the processor under the first of these names that it knows; else None."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # another system
+        return None
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(fields)), None)
+
+
+def cpu_model() -> str | None:
+    """The processor's name; None where the system does not say."""
+    return cpu_info("model name") or platform.processor() or None
