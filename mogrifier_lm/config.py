@@ -348,10 +348,24 @@ def _saved(run_dir: Path) -> DictConfig:
 
 def _of_version_0(values: dict[str, Any]) -> None:
     """Say what a config meant that was saved before configs had a version."""
-    evaluators = values.get("evaluators")
-    settings = evaluators.get("mc_dropout") if isinstance(evaluators, dict) else None
-    if isinstance(settings, dict) and settings.get("window", 0) is None:
-        del settings["window"]  # trainer.bptt, as it is by default
+
+    def part(of: Any, key: str) -> dict[str, Any]:
+        found = of.get(key) if isinstance(of, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    if part(values, "model").get("init") == "lamb":
+        values["model"]["init"] = "melis2020"
+    evaluators = part(values, "evaluators")
+    for settings in (part(evaluators, name) for name in evaluators):
+        temperatures = settings.get("temperature")
+        if isinstance(temperatures, list):  # a factor on the logits then
+            settings["temperature"] = [1 / t if _is_number(t) else t for t in temperatures]
+    if part(evaluators, "mc_dropout").get("window", 0) is None:
+        del evaluators["mc_dropout"]["window"]  # trainer.bptt, as it is by default
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def _check_plain(value: Any, path: Path) -> None:

@@ -241,7 +241,7 @@ class LanguageModel(nn.Module):
                 log_prior = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
             log_prior = log_prior.reshape(-1, samples * self.mixture) - math.log(samples)
         if temperature != 1:
-            rows, bias = rows * temperature, bias * temperature
+            rows, bias = rows / temperature, bias / temperature
         return rows, bias, log_prior
 
     def output_loss(self, hidden: Tensor, targets_N: Tensor, samples: int = 1) -> Tensor:
@@ -265,7 +265,7 @@ class LanguageModel(nn.Module):
     def output_nats(self, hidden: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:
         """-ln p of each target [N] float32 given what `encode` returned, 0 where it is IGNORE.
 
-        `temperature` multiplies the logits (as in LAMB): below 1 it flattens the distribution.
+        `temperature` divides the logits: above 1 it flattens the distribution.
         """
         rows, bias, log_prior = self._components(hidden, temperature)
         kernel = cross_entropy.BACKENDS[self.output_backend]

@@ -196,7 +196,7 @@ class ModelConfig:
     init: str = option(
         "uniform",
         "of the cells: torch.nn.LSTM's, or LAMB's truncated normals",
-        choices=("uniform", "lamb"),
+        choices=("uniform", "melis2020"),
         paper=LAMB,
     )
     chrono_t_max: float | None = option(

@@ -266,3 +266,17 @@ def test_a_config_of_a_later_version_is_refused(tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text(text.replace("version: 1", f"version: {wrong}"))
         with pytest.raises(UserError, match="is of version .*, the last known is 1"):
             load_config(tmp_path)
+
+
+def test_a_config_without_a_version_has_its_old_meaning(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        f"{SAVED.replace('rounds: 2', 'init: lamb')}"
+        "evaluators: {static: {temperature: [0.8, 1.25]}, mc_dropout: {window: null}}\n"
+    )
+    config = load_config(tmp_path)
+    assert config.model.init == "melis2020" and config.evaluators.static is not None
+    assert config.evaluators.static.temperature == [1.25, 0.8]
+    assert config.evaluators.mc_dropout is not None
+    assert config.evaluators.mc_dropout.window == config.trainer.bptt
+    save_config(config, tmp_path)
+    assert load_config(tmp_path) == config

@@ -36,7 +36,8 @@ RECIPES: dict[str, list[str]] = {
     # Masks per step, L2, loss per window, read heads, states reset, the tail averaged, Adam with
     # beta1 0, truncated normals.
     "melis": [
-        "regularization=lamb", "optimizer=lamb", "model.init=lamb", "trainer.streams=read_heads",
+        "regularization=melis2020", "optimizer=melis2020", "model.init=melis2020",
+        "trainer.streams=read_heads",
         "trainer.loss_per=window", "trainer.clip=10.0",
         "optimizer.averaging_patience=2", "optimizer.lr=0.01",
     ],
@@ -46,7 +47,7 @@ RECIPES: dict[str, list[str]] = {
     "two_tailed": [*FASTER, "optimizer.averaging=two_tailed", "optimizer.averaging_patience=2"],
     "mixture": ["model.mixture=3"],
     "samples": ["regularization.samples=3", "regularization.state_dropout=0.3"],
-    "rlstm": ["model.cell=rlstm", "model.init=lamb"],
+    "rlstm": ["model.cell=rlstm", "model.init=melis2020"],
     "mlstm": ["model.cell=mlstm", "regularization.weight_dropout=0.3"],
     "radam": ["optimizer.name=radam"],
     "adamw": ["optimizer=adamw", "optimizer.lr=0.02", "optimizer.weight_decay=0.1"],

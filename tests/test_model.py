@@ -247,9 +247,11 @@ def test_residual_adds_each_layers_input_to_its_output() -> None:
     torch.testing.assert_close(found, x + second)
 
 
-def test_lamb_and_chrono_initial_values() -> None:
+def test_melis2020_and_chrono_initial_values() -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(hidden_size=400, rounds=0, init="lamb", chrono_t_max=50), V)
+    model = build_model(
+        ModelConfig(hidden_size=400, rounds=0, init="melis2020", chrono_t_max=50), V
+    )
     layer = model.layers[0]
     # A normal truncated at two deviations has 0.88 of the deviation.
     assert layer.weight_ih.std().item() == pytest.approx(0.88 * math.sqrt(1.3 / 400), rel=0.02)

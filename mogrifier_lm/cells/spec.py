@@ -38,7 +38,7 @@ class CellSpec:
     `rank` None means full-rank round matrices, else W = left @ right with inner size `rank`.
     `share_rounds` uses one matrix for all odd rounds and one for all even rounds.
 
-    Initial values: `init` "uniform" is torch.nn.LSTM's, "lamb" the released Mogrifier code's;
+    Initial values: `init` "uniform" is torch.nn.LSTM's, "melis2020" the released Mogrifier code's;
     `chrono_t_max` starts the forget bias at ln U(1, T_max - 1) and the input bias at its negative
     (Tallec and Ollivier, arXiv 1804.11188, eq. 16), for memories of up to T_max steps.
 
@@ -68,8 +68,8 @@ class CellSpec:
             raise ValueError(f"cell is {self.cell!r}, it must be one of {', '.join(CELLS)}")
         if self.rounds < 0:
             raise ValueError(f"rounds is {self.rounds}, it must be at least 0")
-        if self.init not in ("uniform", "lamb"):
-            raise ValueError(f"init is {self.init!r}, it must be uniform or lamb")
+        if self.init not in ("uniform", "melis2020"):
+            raise ValueError(f"init is {self.init!r}, it must be uniform or melis2020")
         if self.chrono_t_max is not None and self.chrono_t_max < 2:
             raise ValueError(f"chrono_t_max is {self.chrono_t_max}, it must be at least 2")
         if self.chrono_t_max is not None and CELLS[self.cell].chrono_ is None:
@@ -119,17 +119,17 @@ class CellSpec:
     def init_(self, name: str, parameter: Tensor) -> None:
         """Initial value, in place.
 
-        Cell, `init` "uniform": torch.nn.LSTM's, U(-1, 1) / sqrt(H). "lamb": truncated normals of
-        std sqrt(1.3 / fan_in), biases 0. Rounds, as in LAMB, near a gate of 1: truncated normals
-        of std sqrt(1.3 / fan_in) at full rank, (1 / (fan_in k))^(1/4) for each low-rank factor
-        (fan_in of the whole matrix), biases 0.
+        Cell, `init` "uniform": torch.nn.LSTM's, U(-1, 1) / sqrt(H). "melis2020" (LAMB):
+        truncated normals of std sqrt(1.3 / fan_in), biases 0. Rounds, as in LAMB, near a gate of
+        1: truncated normals of std sqrt(1.3 / fan_in) at full rank, (1 / (fan_in k))^(1/4) for
+        each low-rank factor (fan_in of the whole matrix), biases 0.
         """
         with drawn_on_cpu(parameter) as values:
             self._draw(name, values)
 
     def _draw(self, name: str, parameter: Tensor) -> None:
         round_ = name.startswith("round")
-        if parameter.dim() == 1 and (round_ or self.init == "lamb"):  # a bias
+        if parameter.dim() == 1 and (round_ or self.init == "melis2020"):  # a bias
             parameter.zero_()
         elif not round_ and self.init == "uniform":
             bound = 1 / math.sqrt(self.hidden_size)

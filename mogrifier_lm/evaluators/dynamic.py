@@ -54,7 +54,7 @@ class Dynamic(Evaluator):
     epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0, most=1e3)
     temperature: list[float] = option(
         [1.0],
-        "factor on the logits that score a window; it learns at 1",
+        "divides the logits that score a window; it learns at 1",
         least=1e-3,
         most=1e3,
         paper=LAMB,

@@ -43,7 +43,7 @@ class MCDropout(Evaluator):
         paper=MOGRIFIER,
     )
     temperature: list[float] = option(
-        [1.0], "factor on the logits of each pass", least=1e-3, most=1e3, paper=LAMB
+        [1.0], "divides the logits of each pass", least=1e-3, most=1e3, paper=LAMB
     )
     window: int = option(
         "${trainer.bptt}",

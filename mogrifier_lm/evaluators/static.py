@@ -41,7 +41,11 @@ class Static(Evaluator):
         512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
     )
     temperature: list[float] = option(
-        [1.0], "factor on the logits (LAMB: 0.8 to 1.06)", least=1e-3, most=1e3, paper=LAMB
+        [1.0],
+        "divides the logits (published results: 0.94 to 1.25)",
+        least=1e-3,
+        most=1e3,
+        paper=LAMB,
     )
     tune_tokens: int | None = tune_tokens(None)
 

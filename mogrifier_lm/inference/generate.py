@@ -31,7 +31,7 @@ def sample(
     inputs, drawn = [eos_id, *prompt], []
     for _ in range(num_tokens):
         hidden_TH, states = model.encode(torch.tensor(inputs, device=device)[:, None], states)
-        p_V = model.log_probs(hidden_TH[-1:], 1 / temperature)[0].exp().cpu()
+        p_V = model.log_probs(hidden_TH[-1:], temperature)[0].exp().cpu()
         inputs = [int(torch.multinomial(p_V, 1, generator=generator))]
         drawn += inputs
     return drawn

@@ -58,7 +58,7 @@ def by_hand(model: LanguageModel, split: Split, temperature: float = 1.0) -> tor
     with torch.no_grad():
         hidden, _ = model.encode(inputs, model.zero_states(1))
         logits = hidden @ model.output_weight.T + model.output_bias
-    return torch.nn.functional.cross_entropy(temperature * logits, tokens[:, 0], reduction="none")
+    return torch.nn.functional.cross_entropy(logits / temperature, tokens[:, 0], reduction="none")
 
 
 def test_the_score_is_one_pass_by_hand(model: LanguageModel, split: Split) -> None:

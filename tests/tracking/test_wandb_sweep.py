@@ -43,7 +43,7 @@ def test_a_grid_for_wandb_has_the_runs_of_the_sweep(name: str) -> None:
 
 def test_a_space_for_wandb_has_its_ranges() -> None:
     fixed = ["experiment=ptb_mogrifier_24m", "regularization.l2=0"]
-    sweep = yaml.safe_load(search_file("lamb", fixed))
+    sweep = yaml.safe_load(search_file("melis2020", fixed))
     assert sweep["method"] == "bayes" and sweep["early_terminate"]["type"] == "hyperband"
     spec = sweep["parameters"]
     assert "regularization.l2" not in spec, "what is given is not searched"
@@ -62,5 +62,5 @@ def test_a_space_for_wandb_has_its_ranges() -> None:
 def test_what_cannot_be_a_sweep_is_one_line() -> None:
     with pytest.raises(UserError, match="give either sweep=NAME or space=NAME"):
         main("model.rounds=1")
-    with pytest.raises(UserError, match="no space=lambda; did you mean lamb?"):
-        main(space="lambda")
+    with pytest.raises(UserError, match="no space=melis; did you mean melis2020?"):
+        main(space="melis")

@@ -1,7 +1,7 @@
 """Searches for the best values of some keys: an Optuna study over runs of train.py.
 
     python scripts/search.py dir=runs/search space=small experiment=ptb_small trials=50
-    python scripts/search.py dir=runs/search space=lamb experiment=ptb_mogrifier_24m jobs=2
+    python scripts/search.py dir=runs/search space=melis2020 experiment=ptb_mogrifier_24m jobs=2
     python scripts/search.py dir=runs/search space=my.yaml data=text data.dir=FOLDER model.rounds=4
 
 The same command with the same dir goes on: ended trials are kept, those that were cut go on from

@@ -1,7 +1,7 @@
 """Prints a file for `wandb sweep`: W&B's own sweep of a named grid, or its search of a space.
 
     python scripts/wandb_sweep.py sweep=rounds_by_hidden > sweep.yaml
-    python scripts/wandb_sweep.py space=lamb experiment=ptb_mogrifier_24m > sweep.yaml
+    python scripts/wandb_sweep.py space=melis2020 experiment=ptb_mogrifier_24m > sweep.yaml
     wandb sweep sweep.yaml     # then `wandb agent ID`, from the folder of train.py, on each machine
 
 sweep is a grid of configs/sweep/, space one of mogrifier_lm/search/ or a file like it: W&B searches
