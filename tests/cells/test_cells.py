@@ -13,7 +13,10 @@ from torch.nn.functional import linear
 from mogrifier_lm.cells import CELLS, CellSpec, RecurrentLayer
 from mogrifier_lm.cells.cell import Cell
 from mogrifier_lm.data import Split, Streams
-from mogrifier_lm.evaluators import EVALUATORS, Score, Task, Text
+from mogrifier_lm.evaluators import Score, Task, evaluate
+from mogrifier_lm.evaluators.cache import Cache
+from mogrifier_lm.evaluators.dynamic import Dynamic
+from mogrifier_lm.evaluators.static import Static
 from mogrifier_lm.kernels.recurrence import Options, State, Weights
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.runs.build import build_model
@@ -94,19 +97,16 @@ def test_a_run_that_is_cut_goes_on_to_the_same_weights(tmp_path):
         assert torch.equal(value, twice[name]), name
 
 
-def test_every_evaluator_scores_it():
+def test_evaluators_score_it():
     torch.manual_seed(0)
     model = build_model(ModelConfig(cell="gru", hidden_size=8, rounds=2), V)
     split = Split(ids=IDS[:60], words=60, bytes=60, sha256="")
     task = Task(model=model, splits={"train": split, "valid": split}, eos_id=0)
-    static = {"batch_size": 1, "window": 9, "temperature": 1.0}
-    dynamic = {
-        "window": 6, "rule": "rms", "mean": "elements", "lr": 0.01, "decay": 0.01, "epsilon": 1e-3,
-        "temperature": 1.0, "statistics_tokens": 60, "statistics_batch_size": 2,
-    }  # fmt: skip
-    for name, settings in (("static", static), ("dynamic", dynamic)):
-        (evaluation,) = EVALUATORS[name](task, Text("valid", split), [settings])
-        assert evaluation.nats.shape == (60,) and evaluation.nats.isfinite().all()
+    dynamic = Dynamic(window=6, lr=[0.01], statistics_tokens=60, statistics_batch_size=2)
+    for name, evaluator in (("static", Static()), ("dynamic", dynamic), ("cache", Cache())):
+        results, _ = evaluate(name, evaluator, task, ["valid"])
+        nats = results["valid"].evaluation.nats
+        assert nats.shape == (60,) and nats.isfinite().all(), name
 
 
 def test_chrono_values_for_a_cell_without_such_gates_are_refused():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mogrifier_lm.kernels.recurrence import fused, native, reference, triton
+from mogrifier_lm.kernels.recurrence import fused, native, operators, reference, triton
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, State, Step, Weights
 
 __all__ = ["BACKENDS", "STACKS", "Options", "Round", "State", "Step", "Weights", "resolve", "run"]
@@ -19,6 +19,8 @@ BACKENDS: dict[str, Callable[..., Any]] = {
     "native": native.recurrence,
     "triton": triton.recurrence,
 }
+
+operators.EAGER.update(fused=fused.recurrence, native=native.recurrence)
 
 # Backends that run layers on each other at once: (x, states, weights, options, state_masks, masks
 # between layers) -> outputs, states; see `triton.wavefront.stack`.

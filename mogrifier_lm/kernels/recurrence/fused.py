@@ -17,17 +17,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mogrifier_lm.kernels.precision import product_dtype, without_autocast
+from mogrifier_lm.kernels.precision import without_autocast
+from mogrifier_lm.kernels.recurrence import operators
+from mogrifier_lm.kernels.recurrence.arguments import checked
+from mogrifier_lm.kernels.recurrence.autograd import (
+    MORE,
+    flatten,
+    twice_differentiable,
+    unflatten,
+)
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
-# What it knows, each with the names of its weights beside ih, hh, and bias.
-CELLS = {
-    "lstm": (),
-    "mlstm": ("weight_mx", "weight_mh"),
-    "rlstm": ("weight_fu", "weight_oc"),
-}
+CELLS = tuple(MORE)
 # Product libraries may round by where their operands lie in a cache line of 64 bytes. Every 16th
 # step of floats lies alike, so that a call rounds the same whether it keeps all its steps or not.
 SLOTS = 16
@@ -58,11 +60,10 @@ def recurrence(
     options: Options,
     state_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.recurrence`, which documents the arguments; `state_mask` has no gradient."""
-    dtype = weights.hh.dtype
-    product = product_dtype(x.device.type, dtype)
-    if product != dtype:
-        x, h, c = x.to(dtype), h.to(dtype), c.to(dtype)
+    """As `reference.recurrence`; the mask has no gradient. Raises as `arguments.checked`."""
+    if operators.wanted():
+        return operators.call("fused", x, h, c, weights, options, state_mask)
+    x, h, c, product = checked("fused", x, h, c, weights, state_mask)
     flat = flatten(weights)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, h, c, *flat)):
         output, h, c = _Recurrence.apply(options, product, x, h, c, state_mask, *flat)  # type: ignore[no-untyped-call]
@@ -70,18 +71,6 @@ def recurrence(
     with torch.no_grad(), without_autocast(x.device.type):
         output, cs_SBH, _ = _forward(options, product, x, h, c, state_mask, weights, save=False)
     return output, output[-1].clone(), cs_SBH[(len(x) - 1) % len(cs_SBH)].clone()
-
-
-def flatten(w: Weights) -> tuple[Tensor | None, ...]:
-    """The weights as arguments of an autograd function, which sees no tensors inside tuples."""
-    return w.ih, w.hh, w.bias, *w.more.values(), *(tensor for r in w.rounds for tensor in r)
-
-
-def unflatten(flat: tuple[Any, ...], cell: str) -> Weights:
-    ih, hh, bias, *rest = flat
-    more, rest = dict(zip(CELLS[cell], rest, strict=False)), rest[len(CELLS[cell]) :]
-    rounds = tuple(Round(*rest[i : i + 3]) for i in range(0, len(rest), 3))
-    return Weights(ih, hh, bias, rounds, more)
 
 
 def _matrices(w: Weights, cell: str, change: Callable[[Tensor], Tensor]) -> Weights:
@@ -210,16 +199,20 @@ class _Recurrence(torch.autograd.Function):
         weights = unflatten(flat, o.cell)
         with without_autocast(x_TBI.device.type):
             output, cs_TBH, s = _forward(o, product, x_TBI, h, c, mask, weights, save=True)
+            h_TBH = before(h, output)  # not output itself, which its user may change in place
         ctx.options, ctx.product, ctx.n_rounds = o, product, len(s.gates)
-        own = (x_TBI, h, c, mask, output, cs_TBH, s.acts, s.px, s.ph, s.m)
+        own = (x_TBI, h, c, mask, h_TBH, cs_TBH, s.acts, s.px, s.ph, s.m)
         ctx.save_for_backward(*own, *s.inner, *s.gates, *s.targets, *flat)
         return output, output[-1].clone(), cs_TBH[-1].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_output: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Any, ...]:
-        x_TBI, h, c, mask, output, cs_TBH, acts, px, ph, m, *rest = ctx.saved_tensors
-        n = ctx.n_rounds
+        x_TBI, h, c, mask, h_TBH, cs_TBH, acts, px, ph, m, *rest = ctx.saved_tensors
+        n, d_outputs = ctx.n_rounds, (d_output, d_h, d_c)
+        if torch.is_grad_enabled():  # the gradients are to be differentiated
+            inputs, flat = (x_TBI, h, c), tuple(rest[3 * n :])
+            found = twice_differentiable(ctx.options, ctx.product, inputs, mask, flat, d_outputs)
+            return None, None, *found[:3], None, *found[3:]
         s = Saved(
             tuple(rest[:n]), tuple(rest[n : 2 * n]), tuple(rest[2 * n : 3 * n]), acts, px, ph, m
         )
@@ -227,10 +220,10 @@ class _Recurrence(torch.autograd.Function):
             d_x, d_h, d_c, d_weights = _backward(
                 ctx.options,
                 ctx.product,
-                (x_TBI, h, c, mask, output, cs_TBH),
+                (x_TBI, c, mask, h_TBH, cs_TBH),
                 s,
                 unflatten(tuple(rest[3 * n :]), ctx.options.cell),
-                (d_output, d_h, d_c),
+                d_outputs,
             )
         return None, None, d_x, d_h, d_c, None, *flatten(d_weights)
 
@@ -238,7 +231,7 @@ class _Recurrence(torch.autograd.Function):
 def _backward(
     o: Options,
     product: torch.dtype,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor],
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor],
     s: Saved,
     weights: Weights,
     d_outputs: tuple[Tensor, Tensor, Tensor],
@@ -248,13 +241,13 @@ def _backward(
     Every local derivative is a factor known before the loop, times dc or dh; the loop overwrites
     the factors by the gradients of the pre-activations, which the weight gradients need.
     """
-    x_TBI, h, c, mask, output_TBH, cs_TBH = tensors
+    x_TBI, c, mask, h_TBH, cs_TBH = tensors
     d_out_TBH, d_h, d_c = d_outputs[0], d_outputs[1].clone(), d_outputs[2].clone()
-    (T, B, _), H = x_TBI.shape, h.shape[1]
+    (T, B, _), H = x_TBI.shape, c.shape[1]
     rlstm = o.cell == "rlstm"
     w = _matrices(weights, o.cell, lambda m: m.to(product))
 
-    h_TBH, c_TBH = before(h, output_TBH), before(c, cs_TBH)
+    c_TBH = before(c, cs_TBH)
     if mask is not None:
         h_TBH = h_TBH * mask
     i, f, g, out = s.acts.chunk(4, dim=2)

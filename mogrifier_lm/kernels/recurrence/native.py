@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from mogrifier_lm.kernels import cpp
-from mogrifier_lm.kernels.precision import product_dtype
-from mogrifier_lm.kernels.recurrence.fused import flatten, unflatten
+from mogrifier_lm.kernels.recurrence import operators
+from mogrifier_lm.kernels.recurrence.arguments import checked
+from mogrifier_lm.kernels.recurrence.autograd import flatten, twice_differentiable, unflatten
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, Weights
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -85,18 +85,19 @@ def recurrence(
     options: Options,
     state_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.recurrence`, which documents the arguments; `state_mask` has no gradient.
+    """As `reference.recurrence`; the mask has no gradient.
 
     Raises:
         ValueError: a cell, device or dtype that this backend does not have.
+        ValueError, RuntimeError: as `arguments.checked`.
     """
-    if reason := unsupported(options.cell, x.device, weights.hh.dtype):
+    if operators.wanted():
+        return operators.call("native", x, h, c, weights, options, state_mask)
+    if reason := unsupported(options.cell, weights.hh.device, weights.hh.dtype):
         raise ValueError(reason)
-    product = product_dtype("cpu", weights.hh.dtype)
+    x, h, c, product = checked("native", x, h, c, weights, state_mask)
     if product not in SUFFIX:
         product = torch.float32  # which holds float16's values too
-    if product != torch.float32:
-        x, h, c = x.float(), h.float(), c.float()
     flat = flatten(weights)
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, h, c, *flat)):
         results: tuple[Tensor, Tensor, Tensor] = _Recurrence.apply(  # type: ignore[no-untyped-call]
@@ -168,7 +169,7 @@ class _Loop:
 
     def pad(self, tensor: Tensor) -> Tensor:
         size = tensor.shape[-1]
-        return pad(tensor, (0, self.padded(size) - size)).contiguous()
+        return pad(tensor, (0, self.padded(size) - size)).resolve_neg().contiguous()
 
     def size(self, i: int) -> int:
         """Padded target size of round i, from 0."""
@@ -184,7 +185,7 @@ class _Loop:
 
     def pack(self, weight: Tensor, transposed: bool, parts: int = 1) -> Tensor:
         """Panels of a weight [parts * n, m] for source @ weight.T, or transposed for d @ weight."""
-        w = weight.detach().contiguous()
+        w = weight.detach().resolve_neg().contiguous()
         n, m = w.shape[0] // parts, w.shape[1]
         packed = torch.empty(parts * self.padded(n) * self.padded(m), dtype=self.dtype)
         function = getattr(library(), f"pack_{SUFFIX[self.dtype]}")
@@ -259,7 +260,8 @@ class _Loop:
             if w.bias is not None:
                 xw += self.pad(w.bias.view(4, self.H)).flatten()
         self.run("forward", output=output, xw=xw, h=self.h, c=self.c)
-        result = output[..., : self.H].contiguous()
+        # Not a view of it, which its user could not change in place.
+        result = output if self.Hp == self.H else output[..., : self.H].contiguous()
         return result, result[-1].clone(), self.c[:, : self.H].contiguous()
 
 
@@ -278,17 +280,22 @@ class _Recurrence(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             loop = _Loop(options, product, x_TBI, h, c, mask, unflatten(flat, "lstm"), save=True)
             results = loop.forward(x_TBI)
-        # The buffers are fresh and are no inputs: only the weights need autograd's version check.
+        # The buffers are fresh and are no inputs: only the others need autograd's version check.
         loop.weights = Weights(loop.hs, loop.hs)
-        ctx.loop = loop
-        ctx.save_for_backward(x_TBI, *flat)
+        ctx.loop, ctx.options = loop, options
+        ctx.save_for_backward(x_TBI, h, c, mask, *flat)
         return results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_output: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Any, ...]:
-        x_TBI, *flat = ctx.saved_tensors
+        x_TBI, h, c, mask, *flat = ctx.saved_tensors
         loop: _Loop = ctx.loop
+        if torch.is_grad_enabled():  # the gradients are to be differentiated
+            inputs, d_outputs = (x_TBI, h, c), (d_output, d_h, d_c)
+            found = twice_differentiable(
+                ctx.options, loop.dtype, inputs, mask, tuple(flat), d_outputs
+            )
+            return None, None, *found[:3], None, *found[3:]
         loop.weights = unflatten(tuple(flat), "lstm")
         with torch.autocast("cpu", enabled=False):
             d_x, d_h, d_c, d_weights = _backward(loop, x_TBI, d_output, d_h, d_c)

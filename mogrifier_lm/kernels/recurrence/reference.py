@@ -105,7 +105,15 @@ def unroll(
 
     Returns:
         output [T, B, H] and the state after the last step; output[-1] is its h, neither masked.
+
+    Raises:
+        RuntimeError: under torch.jit.trace, which would fix the number of steps without a word.
     """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(
+            "torch.jit.trace would fix the number of steps of the reference backend: trace another "
+            "one, or use torch.export"
+        )
     outputs = []
     for t in range(x.shape[0]):
         mask = None if state_mask is None else state_mask[min(t, state_mask.shape[0] - 1)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mogrifier_lm.kernels.precision import product_dtype, without_autocast
-from mogrifier_lm.kernels.recurrence.fused import flatten, unflatten
+from mogrifier_lm.kernels.recurrence.autograd import flatten, unflatten
 from mogrifier_lm.kernels.recurrence.reference import Options, Weights
 from mogrifier_lm.kernels.recurrence.triton.layer import Layer
 from mogrifier_lm.kernels.recurrence.triton.weights import padded, width
