@@ -109,7 +109,8 @@ class LanguageModel(nn.Module):
         self.output_bias = nn.Parameter(torch.empty(vocab_size, device=device))
         self.requested_backend = backend
         self._resolve_output_backend()
-        self.reset_parameters()
+        if device != "meta":  # without values; torch takes seconds to learn to draw none
+            self.reset_parameters()
 
     def _resolve_output_backend(self) -> None:
         known, p = self.requested_backend in cross_entropy.BACKENDS, self.output_bias

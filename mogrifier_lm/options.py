@@ -166,7 +166,7 @@ class ModelConfig:
         None, "features of the embedding; null: embedding_ratio * hidden_size", least=1, most=SIZE
     )
     embedding_ratio: float = option(
-        1.0, "embedding size as a share of hidden_size", above=0, most=100, paper=LAMB
+        1.0, "embedding size as a share of hidden_size", least=1e-3, most=100, paper=LAMB
     )
     num_params: float | None = option(
         None,

@@ -36,7 +36,8 @@ class RecurrentLayer(nn.Module):
         for name, shape in spec.shapes().items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device)))
         self._resolve_backend()
-        self.reset_parameters()
+        if device != "meta":
+            self.reset_parameters()
 
     def _resolve_backend(self) -> None:
         p = self.weight_hh

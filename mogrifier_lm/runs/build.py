@@ -4,8 +4,9 @@ import dataclasses
 import logging
 import math
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch
 from mogrifier_lm.cells import CellSpec
 from mogrifier_lm.config import Config, load_config
 from mogrifier_lm.data import Corpus, Tokenizer, load_corpus, load_tokenizer
-from mogrifier_lm.errors import UserError
+from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.files import read_json
 from mogrifier_lm.machine import lent_cores
 from mogrifier_lm.model import LanguageModel, layer_specs
@@ -79,50 +80,150 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
     """The model of a config, with fresh weights.
 
     With `num_params` the hidden size is the largest whose model fits the budget.
+
+    Raises:
+        UserError: sizes that do not fit on each other, or on the device.
     """
-
-    def build(hidden_size: int, device: str) -> LanguageModel:
-        embedding_size = config.embedding_size or max(
-            1, round(config.embedding_ratio * hidden_size)
-        )
-        top_size = config.top_hidden_size or hidden_size
-        sizes = [embedding_size, *[hidden_size] * (config.num_layers - 1), top_size]
-        options = {f.name: vars(config).get(f.name, f.default) for f in fields(CellSpec)}
-        del options["input_size"], options["hidden_size"]
-        specs = layer_specs(sizes, **options)
-        return LanguageModel(
-            vocab_size,
-            embedding_size,
-            specs,
-            tie_embeddings=config.tie_embeddings,
-            skip_sum=config.skip_sum,
-            residual=config.residual,
-            mixture=config.mixture,
-            backend="auto" if device == "meta" else config.backend,
-            device=device,
-        )
-
+    check_memory(model_size(config, vocab_size).bytes(), "the model", device)
     try:
-        if config.hidden_size is not None:
-            return build(config.hidden_size, device)
-        assert config.num_params is not None
-        low = math.ceil((config.rank or 1) / min(1, config.embedding_ratio))
-        high = 2 * low
-        while build(high, "meta").num_params() <= config.num_params:
-            high *= 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            if build(middle, "meta").num_params() <= config.num_params:
-                low = middle
-            else:
-                high = middle
-        if build(low, "meta").num_params() > config.num_params:
-            raise ValueError(
-                f"num_params is {config.num_params:g}, too few for a vocabulary of {vocab_size}"
-            )
-        return build(low, device)
+        return _build(_solved(config, vocab_size), vocab_size, device)
     except ValueError as error:
         raise UserError(f"model.{error}") from error
+
+
+def _build(config: ModelConfig, vocab_size: int, device: str) -> LanguageModel:
+    hidden_size = config.hidden_size
+    assert hidden_size is not None
+    embedding_size = config.embedding_size or max(1, round(config.embedding_ratio * hidden_size))
+    top_size = config.top_hidden_size or hidden_size
+    sizes = [embedding_size, *[hidden_size] * (config.num_layers - 1), top_size]
+    options = {f.name: vars(config).get(f.name, f.default) for f in fields(CellSpec)}
+    del options["input_size"], options["hidden_size"]
+    return LanguageModel(
+        vocab_size,
+        embedding_size,
+        layer_specs(sizes, **options),
+        tie_embeddings=config.tie_embeddings,
+        skip_sum=config.skip_sum,
+        residual=config.residual,
+        mixture=config.mixture,
+        backend="auto" if device == "meta" else config.backend,
+        device=device,
+    )
+
+
+class Size(NamedTuple):
+    """Of a model: its numbers, and the tensors that they are in."""
+
+    params: int
+    tensors: int
+
+    def bytes(self, copies: int = 1) -> int:
+        """Memory of so many copies; a tensor takes some beside its numbers."""
+        return 4 * copies * self.params + 4096 * self.tensors
+
+
+def model_size(config: ModelConfig, vocab_size: int) -> Size:
+    """The size of the model that `build_model` makes, without making it.
+
+    Raises:
+        UserError: sizes that do not fit on each other, or on any device.
+    """
+    try:
+        return _size(_solved(config, vocab_size), vocab_size)
+    except ValueError as error:
+        raise UserError(f"model.{error}") from error
+    except RuntimeError as error:  # of shapes whose product is no 64-bit number
+        raise UserError(f"the model is larger than any memory: {one_line(error)}") from error
+
+
+def _size(config: ModelConfig, vocab_size: int) -> Size:
+    """From models without memory. Of what there can be without end, a few are built and the rest
+    is reckoned: each further layer, pair of rounds or softmax adds the same."""
+    for key, period in (("num_layers", 1), ("rounds", 2), ("mixture", 1)):
+        count = getattr(config, key)
+        if count > 12:
+            further = (count - 8) // period
+            count -= further * period
+            low, high = (
+                _size(replace(config, **{key: n}), vocab_size) for n in (count, count + period)
+            )
+            return Size(*(a + further * (b - a) for a, b in zip(low, high, strict=True)))
+    parameters = list(_build(config, vocab_size, "meta").parameters())
+    return Size(sum(p.numel() for p in parameters), len(parameters))
+
+
+def _solved(config: ModelConfig, vocab_size: int) -> ModelConfig:
+    """With the largest hidden size that `num_params` allows, where that is given."""
+    budget = config.num_params
+    if budget is None:
+        return config
+
+    def fits(hidden_size: int) -> bool:
+        return _size(replace(config, hidden_size=hidden_size), vocab_size).params <= budget
+
+    low = math.ceil((config.rank or 1) / min(1, config.embedding_ratio))
+    high = 2 * low
+    while fits(high):
+        high *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    if not fits(low):
+        raise ValueError(f"num_params is {budget:g}, too few for a vocabulary of {vocab_size}")
+    return replace(config, hidden_size=low)
+
+
+def check_training_memory(config: Config, vocab_size: int, tokens: int, device: str) -> None:
+    """Refuse a training that cannot fit: what it takes at the least is beyond the device.
+
+    Args:
+        config: of the run.
+        vocab_size: of its tokenizer.
+        tokens: of the training text.
+        device: its name.
+
+    Raises:
+        UserError: with the memory that it would take.
+    """
+    size, model = model_size(config.model, vocab_size), _solved(config.model, vocab_size)
+    optimizer, trainer = config.optimizer, config.trainer
+    # The weights and their gradients, the optimizer's means of these, the average.
+    copies = 2 + 2 * (optimizer.name != "sgd") + (optimizer.averaging != "none")
+    # For the backward pass each layer keeps its gates and its output, the softmaxes their rows.
+    rows = min(trainer.bptt, tokens) * min(trainer.batch_size, tokens)
+    kept = 5 * (model.hidden_size or 0) * (model.num_layers - 1) + model.mixture
+    activations = 4 * rows * config.regularization.samples * kept
+    check_memory(size.bytes(copies) + activations, "training", device)
+
+
+def check_memory(size: int, what: str, device: str) -> None:
+    """Raises `UserError` where `what` takes more bytes than the device has."""
+    if size > (have := _memory(device)):
+        raise UserError(
+            f"{what} would take at least {size / 1e9:,.1f} GB, and {device} has {have / 1e9:,.1f} "
+            "GB: lower the sizes of the model, trainer.batch_size or trainer.bptt"
+        )
+
+
+def _memory(device: str) -> int:
+    """Bytes that a process may have there: the machine's, or what a queue or container lends."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.is_file() else []:
+        _, names, path = line.split(":", 2)
+        root, name = (
+            (Path("/sys/fs/cgroup"), "memory.max")
+            if not names
+            else (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")
+        )
+        folder = root / path.lstrip("/")
+        for file in (folder / name, *(parent / name for parent in folder.parents)):
+            if file.is_file() and (text := file.read_text().strip()).isdigit():
+                limits.append(int(text))
+    return min(limits)
 
 
 @torch.no_grad()
@@ -177,7 +278,22 @@ def load_model(run_dir: str | Path, device: str = "cpu") -> LanguageModel:
         UserError: a folder that holds no finished validation, or a damaged file.
     """
     run_dir = Path(run_dir)
-    config = load_config(run_dir)
-    model = build_model(config.model, len(saved_tokenizer(run_dir)), device)
+    config, vocab_size = load_config(run_dir), len(saved_tokenizer(run_dir))
+    check_checkpoint(config.model, vocab_size, run_dir / checkpoint.BEST)
+    model = build_model(config.model, vocab_size, device)
     checkpoint.load_weights(model, run_dir)
     return model
+
+
+def check_checkpoint(config: ModelConfig, vocab_size: int, path: Path) -> None:
+    """Compare a model with a checkpoint before memory is taken for either.
+
+    Raises:
+        UserError: the checkpoint is of another one.
+    """
+    size, shapes = model_size(config, vocab_size), checkpoint.weight_shapes(path)
+    if size != (saved := Size(sum(map(math.prod, shapes)), len(shapes))):
+        raise UserError(
+            f"{path} does not fit config.yaml and the tokenizer: it has {saved.params:,} weights "
+            f"in {saved.tensors} tensors, they ask for {size.params:,} in {size.tensors:,}"
+        )

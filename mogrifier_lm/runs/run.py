@@ -18,7 +18,9 @@ from mogrifier_lm.runs import provenance
 from mogrifier_lm.runs.build import (
     build_corpus,
     build_model,
+    check_checkpoint,
     check_device,
+    check_training_memory,
     saved_corpus,
     start_bias,
     start_from,
@@ -63,8 +65,12 @@ def run(config: Config, run_dir: Path, open_tracker: OpenTracker | None = None) 
     corpus = processes.in_turn(
         lambda: saved_corpus(run_dir, config) if resuming else build_corpus(config)
     )
+    vocab_size, tokens = len(corpus.tokenizer), len(corpus.splits["train"].ids)
+    check_training_memory(config, vocab_size, tokens, device)
+    if resuming:
+        check_checkpoint(config.model, vocab_size, run_dir / checkpoint.LAST)
     torch.manual_seed(config.seed)
-    model = build_model(config.model, len(corpus.tokenizer), device)
+    model = build_model(config.model, vocab_size, device)
     trainer = _trainer(config, run_dir, corpus, model, processes)
     if config.model.unigram_bias:
         start_bias(model, corpus.splits["train"].ids)

@@ -5,7 +5,8 @@ Nothing is pickled, so a file from a stranger cannot run code.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mogrifier_lm.errors import UserError
+from mogrifier_lm.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from mogrifier_lm.model import LanguageModel
@@ -37,14 +38,35 @@ def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, 
     Raises:
         UserError: no such file, or one that is damaged.
     """
+    with _opened(path, device) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        values = json.loads(file.metadata()["values"])
+        if not isinstance(values, dict):
+            raise ValueError("its values are no object")
+        return tensors, values
+
+
+@contextmanager
+def _opened(path: Path, device: str = "cpu") -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(file.metadata()["values"])
+            yield file
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {path}") from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the checkpoint {path} is damaged: {error}") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the checkpoint {path} is damaged: {one_line(error)}") from error
+
+
+def weight_shapes(path: Path) -> list[list[int]]:
+    """The shapes of the model's weights in a file that `save` wrote, from its header alone.
+
+    Raises:
+        UserError: no such file, or one that is damaged.
+    """
+    with _opened(path) as file:
+        names = file.keys()
+        weights = [n for n in names if path.name == BEST.name or n.startswith("model.")]
+        return [file.get_slice(name).get_shape() for name in weights]
 
 
 def load_weights(model: "LanguageModel", run_dir: Path) -> None:
