@@ -10,6 +10,8 @@ from typing import Any
 # Ends of ranges that only bound arithmetic: memory says no much earlier, see `runs.build`.
 SIZE, COUNT = 10**7, 10**12
 
+LONG_WORD = 20  # characters, on average, from which words are no unit
+
 # Sources.
 AWD, MOGRIFIER, REWIRED = "arXiv 1708.02182", "arXiv 1909.01792", "arXiv 2211.01848"
 LAMB, DYNAMIC, CACHE = "LAMB", "arXiv 1709.07432", "arXiv 1612.04426"

@@ -37,13 +37,12 @@ def main(
         words_table,
     )
     from mogrifier_lm.runs.build import check_device, saved_corpus, saved_tokenizer
-    from mogrifier_lm.runs.folder import RunFolder
 
     if bool(split) == bool(text) or (text and save):
         raise UserError("give split=NAME (with save=FILE if you like) or text=FILE")
-    folder, model = RunFolder(run), load_model(run, check_device(device))
+    run_dir, model = Path(run), load_model(run, check_device(device))
     if text:
-        tokenizer = saved_tokenizer(folder)
+        tokenizer = saved_tokenizer(run_dir)
         raw = sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
         lines = read_lines(raw, text, tokenizer)
         ids = tokenizer.encode(lines)
@@ -61,7 +60,7 @@ def main(
         return
     if split not in SPLITS:
         raise UserError(f"no split {split}; {nearest(split, list(SPLITS))}")
-    corpus = saved_corpus(folder)
+    corpus = saved_corpus(run_dir)
     tokenizer, ids = corpus.tokenizer, corpus.splits[split].ids
     counts = training_counts(tokenizer, corpus.splits["train"].ids)
     nats = static_nats(model, ids, tokenizer.eos_id).double().numpy()
@@ -71,8 +70,8 @@ def main(
     print(page)
     if save:
         scored.save(Path(save))
-    (folder.path / f"words_{split}.md").write_text(page)
-    plot_words(scored, title, folder.path / f"words_{split}.png")
+    (run_dir / f"words_{split}.md").write_text(page)
+    plot_words(scored, title, run_dir / f"words_{split}.png")
 
 
 if __name__ == "__main__":

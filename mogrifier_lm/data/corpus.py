@@ -12,11 +12,11 @@ import numpy as np
 
 from mogrifier_lm.data.source import SPLITS, Part, find_parts, text_hash, text_place
 from mogrifier_lm.data.subwords import TOKENIZERS, load_tokenizer
-from mogrifier_lm.data.text import EOS, LONG_WORD, UNK, Form, Reader, measure, words_of
+from mogrifier_lm.data.text import EOS, UNK, Form, Reader, measure, words_of
 from mogrifier_lm.data.tokenizer import Tokenizer, WordTokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import cache_folder, digest, fill_folder, read_json
-from mogrifier_lm.options import DataConfig, TokenizerConfig
+from mogrifier_lm.options import LONG_WORD, DataConfig, TokenizerConfig
 from mogrifier_lm.terminal import progress_bar
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def _tokenize(
                 ids = tokenizer.encode_block(block)
                 size += len(ids)
                 file.write(ids.data)
-                counts.update(measure(block, exact=kind.unit != "word"))
+                counts.update(measure(block, kind.unit))
                 counts["unknown"] += int((ids == tokenizer.index.get(UNK, -1)).sum())
             _write_header(file, dtype, size)
         found = reader.counts["form"]

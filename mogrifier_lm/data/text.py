@@ -27,7 +27,6 @@ _HIDDEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")  # of no width, and so
 _SPACES = re.compile("[\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 _ODD = re.compile(f"{_HIDDEN.pattern}|{_SPACES.pattern}")
 CHUNK = 1 << 22  # bytes read at a time
-LONG_WORD = 20  # characters, on average, from which words are no unit
 
 
 def words_of(line: str) -> list[str]:
@@ -224,17 +223,19 @@ def _encoding(raw: bytes) -> str:
     return "ENCODING"
 
 
-def measure(block: bytes, exact: bool) -> Counter[str]:
+def measure(block: bytes, unit: str) -> Counter[str]:
     """Words (one <eos> a line), bytes and characters of plain text.
 
     Args:
         block: a text, or part of one.
-        exact: spaces count as they are; else one between words, and none at the ends of lines.
+        unit: of the tokenizer. For "word" one space counts between words, and none at the ends of
+            lines, else spaces as they are; for "byte" each is a character.
     """
     words, lines = len(block.split()), block.count(b"\n")
     size = len(block)
-    if not exact:
+    if unit == "word":
         blank = sum(1 for line in block.split(b"\n")[:-1] if not line or line.isspace())
         size = len(block.translate(None, SPACE.encode())) + words + blank
-    later = np.count_nonzero(np.frombuffer(block, np.int8) < -64)  # bytes that begin no character
+    # Bytes that begin no character.
+    later = np.count_nonzero(np.frombuffer(block, np.int8) < -64) if unit != "byte" else 0
     return Counter(words=words + lines, bytes=size, characters=size - int(later))

@@ -42,7 +42,13 @@ class Text:
 
     def score(self, nats_N: Tensor) -> Score:
         split, nats = self.split, nats_N.double().sum().item()
-        return Score(nats=nats, tokens=len(self), words=split.words, bytes=split.bytes)
+        return Score(
+            nats=nats,
+            tokens=len(self),
+            words=split.words,
+            bytes=split.bytes,
+            characters=split.characters,
+        )
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,7 @@ def evaluate(
             task.evaluations[name, split] = evaluation
         results[split] = Result(text.score(evaluation.nats), best, evaluation, text)
         seconds = time.monotonic() - began
-        log.info("%s: %s perplexity %.2f, %.0f s", name, split, results[split].score.ppl, seconds)
+        log.info("%s: %s %s, %.0f s", name, split, results[split].score, seconds)
     return results, trials
 
 

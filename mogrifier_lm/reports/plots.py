@@ -1,11 +1,9 @@
 """Plots: what they share, and the curves of one run."""
 
+import json
 import logging
 from pathlib import Path
 from typing import IO, Any
-
-from mogrifier_lm.files import replacing
-from mogrifier_lm.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +42,20 @@ def save(figure: Any, file: Path | IO[str]) -> None:
     pyplot().close(figure)
 
 
-def plot_curves(folder: RunFolder) -> Path | None:
+def plot_curves(run_dir: Path) -> Path | None:
     """Draw training and validation perplexity and the learning rate over tokens.
 
     Returns:
-        Where it is; None where matplotlib is not installed.
+        run_dir/curves.png; None where matplotlib is not installed.
     """
-    if not can_plot(folder.curves.name):
+    path = run_dir / "curves.png"
+    if not can_plot(path.name):
         return None
     plt = pyplot()
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
     def series(key: str) -> tuple[list[float], list[float]]:
-        rows = [(row["tokens"] / 1e6, row[key]) for row in folder.rows(key)]
+        rows = [(line["tokens"] / 1e6, line[key]) for line in lines if key in line]
         return [x for x, _ in rows], [y for _, y in rows]
 
     figure, (top, bottom) = plt.subplots(
@@ -87,6 +87,6 @@ def plot_curves(folder: RunFolder) -> Path | None:
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("training tokens, millions")
     bottom.grid(alpha=0.3)
-    with replacing(folder.curves) as new:
-        save(figure, new)
-    return folder.curves
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

@@ -12,6 +12,9 @@ def score_table(summary: Mapping[str, Any]) -> str:
     rows = [("", "validation", "test")]
     valid, test = summary["valid"], summary["test"]
     for name in (name for name in valid if name != "floor_ppl"):
+        if "bits_per_character" in valid[name]:
+            rows += _without_words(name, valid[name], test[name])
+            continue
         subwords = valid[name]["tokens"] != valid[name]["words"]
         for key in (k for k in valid[name] if k.endswith("ppl") and (subwords or k != "token_ppl")):
             label = f"{name} {key}".replace("_ppl", "").replace(" ppl", "")
@@ -28,10 +31,30 @@ def score_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {valid:>10}  {test:>10}" for name, valid, test in rows)
 
 
+def _without_words(
+    name: str, valid: Mapping[str, Any], test: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Lines for a text whose tokens are characters, or whose words are too long to be a unit."""
+    long = valid["tokens"] != valid["characters"]
+    why = f" (words of {valid['characters'] / valid['words']:.0f} characters)" if long else ""
+    figures = {
+        "nats a token": [f"{s['nats'] / s['tokens']:.4f}" for s in (valid, test)],
+        f"bits per character{why}": [f"{s['bits_per_character']:.4f}" for s in (valid, test)],
+        "bits per byte": [f"{s['bits_per_byte']:.4f}" for s in (valid, test)],
+    }
+    return [(f"{name} {label}", v, t) for label, (v, t) in figures.items()]
+
+
+def shown_ppl(score: Mapping[str, Any]) -> float:
+    """Perplexity per word, or per token where words are no unit; nan where there is none."""
+    key = "token_ppl" if "bits_per_character" in score else "ppl"
+    return float(score.get(key, math.nan))
+
+
 def objective(summary: Mapping[str, Any]) -> float:
     """Validation perplexity of the first evaluator, which a sweeper minimises; nan without one."""
     scores = summary["valid"].values()
-    return next((score["ppl"] for score in scores if isinstance(score, Mapping)), math.nan)
+    return next((shown_ppl(score) for score in scores if isinstance(score, Mapping)), math.nan)
 
 
 def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
