@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mogrifier_lm import regularization
 from mogrifier_lm.data import Streams
-from mogrifier_lm.evaluators import EVALUATORS, Score, mc_dropout
+from mogrifier_lm.evaluators import Score
 from mogrifier_lm.kernels.recurrence import resolve
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
@@ -161,7 +162,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
     assert torch.equal(whole, fit(tmp_path / "cut", 80, resume=True))
 
 
-@pytest.mark.parametrize("name", EVALUATORS)
+@pytest.mark.parametrize("name", test_contract.EVALUATORS)
 def test_every_evaluator_has_the_cpus_nats(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = test_contract.make_split(2, 200)
 
@@ -170,7 +171,7 @@ def test_every_evaluator_has_the_cpus_nats(name: str, monkeypatch: pytest.Monkey
         masks = draw_masks(config, shapes, size, torch.Generator().manual_seed(size[0]))
         return {k: mask.to(device) for k, mask in masks.items()}
 
-    monkeypatch.setattr(mc_dropout, "draw_masks", drawn)
+    monkeypatch.setattr(regularization, "draw_masks", drawn)
     expected = test_contract.nats(test_contract.make_model(), name, text)
     found = test_contract.nats(test_contract.make_model().cuda(), name, text)
     for variant, nats in expected.items():
