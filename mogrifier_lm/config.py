@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mogrifier_lm.errors import UserError, nearest, one_line
 from mogrifier_lm.evaluators import EvaluatorsConfig
-from mogrifier_lm.files import read_text
+from mogrifier_lm.files import read_text, write_whole
 from mogrifier_lm.options import (
     DataConfig,
     ModelConfig,
@@ -237,18 +237,18 @@ RESUMABLE = (
 VERSION = 1  # of the meaning of a saved config
 
 
-def load_config(run_dir: Path) -> Config:
-    """The config of a run's folder.
+def load_config(path: Path) -> Config:
+    """The config that a run has saved.
 
     Raises:
-        UserError: no config.yaml there, or one that does not fit this version.
+        UserError: no such file, or one that does not fit this version.
     """
-    return portable(validate(_saved(run_dir)))
+    return portable(validate(_saved(path)))
 
 
 def resume_config(
     node: DictConfig,
-    run_dir: Path,
+    path: Path,
     overrides: Sequence[str],
     changeable: Sequence[str] = RESUMABLE,
 ) -> Config:
@@ -256,19 +256,19 @@ def resume_config(
 
     Args:
         node: the config composed from the command line.
-        run_dir: the run's folder.
+        path: where the run has saved its own.
         overrides: of the command line.
         changeable: what overrides may begin with.
 
     Raises:
         UserError: an override of something that makes the run what it is.
     """
-    saved = OmegaConf.structured(load_config(run_dir))
+    saved = OmegaConf.structured(load_config(path))
     for override in overrides:
         if not override.startswith(tuple(changeable)):
             allowed = ", ".join(key.rstrip("=_") for key in changeable)
             raise UserError(
-                f"{override} is not what {run_dir} was begun with; what may change is {allowed}"
+                f"{override} is not what {path.parent} was begun with; what may change is {allowed}"
             )
         key = override.partition("=")[0]
         OmegaConf.update(saved, key, OmegaConf.select(node, key), merge=False)
@@ -293,12 +293,10 @@ def _shipped_sources() -> set[tuple[str | None, ...]]:
     return {tuple(data_set.get(key) for key in keys) for data_set in data_sets}
 
 
-def save_config(config: Config, run_dir: Path) -> None:
-    """Write config.yaml: every key, whole or not at all."""
+def save_config(config: Config, path: Path) -> None:
+    """Write every key, whole or not at all."""
     values = {"version": VERSION, **asdict(replace(config, resume=None))}
-    tmp = run_dir / "config.tmp"
-    OmegaConf.save(OmegaConf.create(values), tmp)
-    tmp.replace(run_dir / "config.yaml")
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -324,11 +322,10 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     return values
 
 
-def _saved(run_dir: Path) -> DictConfig:
-    """A run's config.yaml, over the defaults of the keys that it does not have."""
-    path = run_dir / "config.yaml"
+def _saved(path: Path) -> DictConfig:
+    """What a run has saved, over the defaults of the keys that it does not have."""
     if not path.is_file():
-        raise UserError(f"no config.yaml in {run_dir}, so it is not a run's folder")
+        raise UserError(f"no {path.name} in {path.parent}, so it is not a run's folder")
     values = read_yaml(path)
     _check_plain(values, path)
     if isinstance(values, dict):

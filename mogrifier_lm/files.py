@@ -1,21 +1,24 @@
-"""Files that several processes may read and write."""
+"""Files that are written whole or not at all, and where caches lie."""
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.terminal import shown
 
 MAX_JSON = 2**25  # bytes: a vocabulary of a million words is half of it
+ORPHANS = ".*.tmp"
+"""What `replacing` leaves behind where its process is killed."""
+ABANDONED = 24 * 3600.0
+"""Seconds after which such a file has no writer any more, also where nobody holds a lock."""
 
 
 def cache_folder(*parts: str) -> Path:
@@ -29,33 +32,76 @@ def digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def fill_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder under a temporary name, then rename it: whole or not there."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a free name; the file or folder made under it takes the place of `path`.
+
+    Nothing is replaced where nothing was made. A kill or a power cut at any moment leaves what was
+    there before or what is new, because the bytes are on the disk before the name is theirs. Of a
+    folder that another process has filled meanwhile, that one's stays.
+
+    Raises:
+        UserError: it cannot be written, because the disk is full, say.
+    """
+    for orphan in path.parent.glob(f".{path.name}.*.tmp"):
+        if time.time() - orphan.stat().st_mtime > ABANDONED:
+            _remove(orphan)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
+        yield new
+        if not new.exists():
+            return
+        for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
+            _flush(file)
+        if not (new.is_dir() and path.is_dir()):
+            os.replace(new, path)
+            _flush(path.parent)
     except OSError as error:
-        raise UserError(
-            f"the cache folder {target.parent} cannot be written ({error.strerror}): "
-            "give data.cache_dir=FOLDER"
-        ) from error
-    try:
-        fill(tmp)
-        tmp.chmod(0o755)
-        try:
-            tmp.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was first, with the same content
-                raise
+        if error.errno is None:  # of what was being written, not of the disk
+            raise
+        raise UserError(f"{shown(path)} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+        _remove(new)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def fill_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder of the cache and fill it, whole or not at all."""
+    with replacing(target) as new:
+        try:
+            new.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(
+                f"the cache folder {target.parent} cannot be written ({error.strerror}): "
+                "give data.cache_dir=FOLDER"
+            ) from error
+        fill(new)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a file of a run, whole or not at all."""
-    tmp = path.with_suffix(".tmp")
-    tmp.write_text(json.dumps(values, indent=2) + "\n")
-    tmp.replace(path)
+    """Write an object, whole or not at all."""
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_text(path: Path, most: int) -> str:
@@ -72,7 +118,7 @@ def read_text(path: Path, most: int) -> str:
 
 
 def read_json(path: Path, required: bool = False) -> dict[str, Any]:
-    """The object in a file of a run; {} where there is no file.
+    """The object in a file; {} where there is no file.
 
     Raises:
         UserError: it is damaged, holds something else, or is `required` and not there.
@@ -90,32 +136,3 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
             raise
         raise UserError(f"{path} is damaged: {error}") from error
     return values
-
-
-@contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a folder, which one process at a time may write to; ends with the process at latest.
-
-    Args:
-        folder: is made if it is not there.
-        wait: until it is free.
-
-    Raises:
-        UserError: another process holds it, and `wait` is false; it cannot be written to.
-    """
-    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"another process is at work in {shown(folder)}: wait for its end, or end it"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{shown(folder)} cannot be written to ({error.strerror}): take a copy of it"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -11,7 +11,6 @@ The temperature divides the logits: below 1 likely words become likelier. The pr
 import math
 import os
 import sys
-from pathlib import Path
 
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
@@ -30,10 +29,11 @@ def main(
     from mogrifier_lm.data import read_lines
     from mogrifier_lm.inference.generate import sample
     from mogrifier_lm.runs.build import check_device, saved_tokenizer
+    from mogrifier_lm.runs.folder import RunFolder
 
     if tokens < 1 or not 1e-3 <= temperature < math.inf or not 0 <= seed < 1 << 32:
         raise UserError("tokens must be at least 1, temperature 0.001, and seed 0 to 2^32 - 1")
-    model, tokenizer = load_model(run, check_device(device)), saved_tokenizer(Path(run))
+    model, tokenizer = load_model(run, check_device(device)), saved_tokenizer(RunFolder(run))
     lines = read_lines(os.fsencode(prompt), "prompt", tokenizer)
     ids = tokenizer.encode(lines)[:-1].tolist()  # its last line goes on
     words = {word for line in lines for word in line.split()}

@@ -37,12 +37,13 @@ def main(
         words_table,
     )
     from mogrifier_lm.runs.build import check_device, saved_corpus, saved_tokenizer
+    from mogrifier_lm.runs.folder import RunFolder
 
     if bool(split) == bool(text) or (text and save):
         raise UserError("give split=NAME (with save=FILE if you like) or text=FILE")
-    run_dir, model = Path(run), load_model(run, check_device(device))
+    folder, model = RunFolder(run), load_model(run, check_device(device))
     if text:
-        tokenizer = saved_tokenizer(run_dir)
+        tokenizer = saved_tokenizer(folder)
         raw = sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
         lines = read_lines(raw, text, tokenizer)
         ids = tokenizer.encode(lines)
@@ -60,7 +61,7 @@ def main(
         return
     if split not in SPLITS:
         raise UserError(f"no split {split}; {nearest(split, list(SPLITS))}")
-    corpus = saved_corpus(run_dir)
+    corpus = saved_corpus(folder)
     tokenizer, ids = corpus.tokenizer, corpus.splits[split].ids
     counts = training_counts(tokenizer, corpus.splits["train"].ids)
     nats = static_nats(model, ids, tokenizer.eos_id).double().numpy()
@@ -70,8 +71,8 @@ def main(
     print(page)
     if save:
         scored.save(Path(save))
-    (run_dir / f"words_{split}.md").write_text(page)
-    plot_words(scored, title, run_dir / f"words_{split}.png")
+    (folder.path / f"words_{split}.md").write_text(page)
+    plot_words(scored, title, folder.path / f"words_{split}.png")
 
 
 if __name__ == "__main__":

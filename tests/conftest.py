@@ -1,6 +1,5 @@
 """What the tests share: a small text, a cache of their own, no accounts, no network."""
 
-import json
 import os
 import re
 import runpy
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.data.synthetic import VOCAB_SIZE, SyntheticLanguage
 from mogrifier_lm.launch.job import compose, tracked_run
+from mogrifier_lm.runs.folder import RunFolder
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 ROOT = Path(__file__).parent.parent
@@ -90,12 +90,12 @@ def train(overrides: Sequence[str], run_dir: Path) -> list[dict[str, float]]:
     """What `python train.py OVERRIDES` does in a folder, without Hydra; its rows."""
     config = validate(compose_config(overrides))
     run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(config, run_dir)
+    folder = RunFolder(run_dir)
+    save_config(config, folder.config)
     with pytest.MonkeyPatch.context() as patch:  # curves.png takes as long as the training
         patch.setitem(sys.modules, "matplotlib", None)
-        tracked_run(config, run_dir, overrides)
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+        tracked_run(config, folder, overrides)
+    return list(folder.rows())
 
 
 def main(script: str, arguments: Sequence[str] = ()) -> None:

@@ -133,8 +133,8 @@ def test_a_number_that_means_nothing_is_refused(override: str) -> None:
 
 def test_default_config_is_valid_and_round_trips(tmp_path: Path) -> None:
     config = validate(compose_config())
-    save_config(config, tmp_path)
-    assert load_config(tmp_path) == config
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 SAVED = """data: {name: text, dir: here}
@@ -174,23 +174,23 @@ trainer: {max_epochs: 1}
 def test_a_strangers_config_is_refused_in_one_line(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
-        load_config(tmp_path)
+        load_config(tmp_path / "config.yaml")
     assert says in str(caught.value) and str(caught.value).isprintable()
 
 
 def test_a_saved_cache_and_a_hub_that_is_not_ours_are_not_obeyed(tmp_path: Path) -> None:
     own = ["data=text", "data.hub_path=else/where", f"data.cache_dir={tmp_path}/cache"]
-    save_config(validate(compose_config(own)), tmp_path)
-    source = load_config(tmp_path).data
+    save_config(validate(compose_config(own)), tmp_path / "config.yaml")
+    source = load_config(tmp_path / "config.yaml").data
     assert source.cache_dir is None and source.hub_path is None
     asked = [*own[1:], "data.hub_revision=1"]
-    source = resume_config(compose_config(asked), tmp_path, asked).data
+    source = resume_config(compose_config(asked), tmp_path / "config.yaml", asked).data
     assert source.cache_dir == f"{tmp_path}/cache"
     assert (source.hub_path, source.hub_revision) == ("else/where", "1")
     for name in ("ptb", "wikitext2"):
         config = validate(compose_config([f"data={name}"]))
-        save_config(config, tmp_path)
-        assert load_config(tmp_path) == config
+        save_config(config, tmp_path / "config.yaml")
+        assert load_config(tmp_path / "config.yaml") == config
 
 
 WINGS = {"launch", "reports", "tracking", "search"}
@@ -260,12 +260,12 @@ def test_the_option_reference_is_what_the_schemas_say() -> None:
 
 
 def test_a_config_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    save_config(validate(compose_config()), tmp_path)
+    save_config(validate(compose_config()), tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text()
     for wrong in ("2", "two", "null", "[1]"):
         (tmp_path / "config.yaml").write_text(text.replace("version: 1", f"version: {wrong}"))
         with pytest.raises(UserError, match="is of version .*, the last known is 1"):
-            load_config(tmp_path)
+            load_config(tmp_path / "config.yaml")
 
 
 def test_a_config_without_a_version_has_its_old_meaning(tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_a_config_without_a_version_has_its_old_meaning(tmp_path: Path) -> None:
         f"{SAVED.replace('rounds: 2', 'init: lamb')}"
         "evaluators: {static: {temperature: [0.8, 1.25]}, mc_dropout: {window: null}}\n"
     )
-    config = load_config(tmp_path)
+    config = load_config(tmp_path / "config.yaml")
     assert config.model.init == "melis2020" and config.evaluators.static is not None
     assert config.evaluators.static.temperature == [1.25, 0.8]
     assert config.evaluators.mc_dropout is not None
     assert config.evaluators.mc_dropout.window == config.trainer.bptt
-    save_config(config, tmp_path)
-    assert load_config(tmp_path) == config
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config

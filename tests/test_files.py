@@ -1,11 +1,13 @@
-"""Files of a run: read and written whole, by one process at a time."""
+"""Files that are written whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import locked, read_json, write_json
+from mogrifier_lm.files import read_json, replacing, write_json, write_whole
+from mogrifier_lm.runs.folder import RunFolder
 
 
 def test_values_come_back_and_damage_is_named(tmp_path: Path) -> None:
@@ -15,17 +17,47 @@ def test_values_come_back_and_damage_is_named(tmp_path: Path) -> None:
         read_json(path, required=True)
     write_json(path, {"ppl": 1.5})
     assert read_json(path) == {"ppl": 1.5} and [p.name for p in tmp_path.iterdir()] == [path.name]
-    for damage in (b'{"ppl": 1.', b"", b"\xff"):
+    for damage in (b'{"ppl": 1.', b"", b"\xff", b"[1]", 10**5 * b"["):
         path.write_bytes(damage)
         with pytest.raises(UserError, match=r"summary\.json is damaged"):
             read_json(path)
 
 
-def test_a_folder_has_one_holder(tmp_path: Path) -> None:
-    with locked(tmp_path / "run"):
-        with pytest.raises(UserError, match="another process is at work in"):
-            locked(tmp_path / "run").__enter__()
-    with locked(tmp_path / "run"):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_whole(path, "old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as new:
+        new.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+    with replacing(path):
         pass
-    with pytest.raises(UserError, match="/proc/nothing cannot be written to"):
-        locked(Path("/proc/nothing")).__enter__()
+    assert path.read_text() == "old", "nothing was made"
+    with pytest.raises(UserError, match=r"nowhere/b\.txt cannot be written: No such file"):
+        write_whole(tmp_path / "nowhere" / "b.txt", "")
+
+
+def test_a_folder_is_made_once(tmp_path: Path) -> None:
+    target = tmp_path / "tokens"
+    for text in ("first", "second"):
+        with replacing(target) as new:
+            new.mkdir()
+            (new / "ids").write_text(text)
+    assert (target / "ids").read_text() == "first" and [*tmp_path.iterdir()] == [target]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    """By the next writer of the file, once it is old; in a run's folder by who takes its lock."""
+    new, old = (tmp_path / f".a.json.{name}.tmp" for name in ("abcd0123", "abcd4567"))
+    new.write_text("")
+    old.mkdir()
+    (old / "part").write_text("")
+    os.utime(old, (0, 0))
+    write_json(tmp_path / "a.json", {})
+    assert new.exists() and not old.exists()
+    folder = RunFolder(tmp_path)
+    folder.last.parent.mkdir(parents=True)
+    (folder.last.parent / f".{folder.last.name}.0123abcd.tmp").write_text("")
+    with folder.locked():
+        assert [path.name for path in tmp_path.rglob("*.tmp")] == []
+        assert (tmp_path / "a.json").exists()

@@ -19,6 +19,7 @@ from mogrifier_lm.evaluators import Score
 from mogrifier_lm.kernels.recurrence import BACKENDS
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training.averaging import Averaging
 from mogrifier_lm.training.optim import build_optimizer
 from mogrifier_lm.training.trainer import Trainer
@@ -55,7 +56,7 @@ def curve(name: str, optimizer: str, backend: str) -> list[float]:
             ),
             config=TrainerConfig(max_steps=50, bptt=12, log_every=10),
             validate=lambda: Score(nats=1.0, tokens=1, words=1, bytes=1),
-            run_dir=Path(folder),
+            files=RunFolder(folder),
             seed=0,
         ).fit()
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()

@@ -18,6 +18,7 @@ from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import draw_masks
 from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training.averaging import Averaging
 from mogrifier_lm.training.optim import build_optimizer
 from mogrifier_lm.training.trainer import Trainer
@@ -125,7 +126,7 @@ def trainer_of(folder: Path, steps: int, backend: str, precision: str, dropout: 
             max_steps=steps, bptt=20, valid_every=20, log_every=10, precision=precision
         ),
         validate=lambda: Score(nats=1.0, tokens=1, words=1, bytes=1),
-        run_dir=folder,
+        files=RunFolder(folder),
         seed=0,
     )
 

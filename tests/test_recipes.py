@@ -12,6 +12,7 @@ from mogrifier_lm.config import Config, validate
 from mogrifier_lm.data import ORDERS
 from mogrifier_lm.evaluators import Score
 from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training.optim import build_averaging, build_optimizer
 from mogrifier_lm.training.trainer import Trainer
 from tests.conftest import ROOT, compose_config
@@ -112,7 +113,7 @@ def train_twenty_steps(
         regularization=config.regularization,
         config=config.trainer,
         validate=lambda: Score(nats=100.0, tokens=50, words=50, bytes=250),
-        run_dir=folder,
+        files=RunFolder(folder),
         seed=config.seed,
     ).fit()
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -20,17 +20,16 @@ def test_the_core_imports_no_wing() -> None:
     assert measures.wing_imports(measures.imports()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="options, run, trainer")
+@pytest.mark.xfail(strict=True, reason="options, the fused kernel")
 def test_no_file_is_long() -> None:
     assert measures.long_files() == []
 
 
-@pytest.mark.xfail(strict=True, reason="build_tracker, run, the fused backward")
+@pytest.mark.xfail(strict=True, reason="the fused backward")
 def test_no_function_is_long() -> None:
     assert measures.long_functions() == []
 
 
-@pytest.mark.xfail(strict=True, reason="nobody owns the run's folder")
 def test_one_file_names_the_files_of_a_run() -> None:
     assert len(measures.spellers()) == 1
 

@@ -19,7 +19,7 @@ from mogrifier_lm.data.tokenizer import (
     WordTokenizer,
 )
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import read_json
+from mogrifier_lm.files import read_json, write_whole
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -118,7 +118,7 @@ class SentencePieceTokenizer(Tokenizer):
         return np.fromiter(chain(ids[0], *(chain(eos, line) for line in ids[1:])), self.dtype)
 
     def save(self, path: Path) -> None:
-        path.with_suffix(".model").write_bytes(self.model)
+        write_whole(path.with_suffix(".model"), self.model)
         self._write(path, name=self.name)
 
     @classmethod

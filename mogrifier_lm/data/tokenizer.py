@@ -12,6 +12,7 @@ import numpy as np
 
 from mogrifier_lm.data.text import EOS, PLAIN, UNK, Form, words_of
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import write_whole
 
 Blocks = Iterable[bytes]  # of UTF-8 text, in whole words, in which "\n" ends a line
 
@@ -76,7 +77,7 @@ class Tokenizer(abc.ABC):
 
     def _write(self, path: Path, **values: Any) -> None:
         values |= {"form": asdict(self.form)} if self.form != PLAIN else {}
-        path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+        write_whole(path, json.dumps(values, ensure_ascii=False))
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from mogrifier_lm.files import cache_folder
+from mogrifier_lm.files import cache_folder, replacing
 from mogrifier_lm.machine import cpu_info
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
@@ -69,11 +69,11 @@ def load(source: Path, sizes: tuple[int, ...] = ()) -> ctypes.CDLL:
     path = cache_folder("native") / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
+        # Whole or not at all: another process may be doing the same.
+        with tempfile.TemporaryDirectory() as scratch, replacing(path) as linked:
+            compiled = f"{scratch}/native.o"
             _execute([compiler, *flags, f"-I{HEADERS}", "-c", str(source), "-o", compiled])
-            _execute([compiler, "-shared", compiled, *runtime, "-o", linked])
-            os.replace(linked, path)  # atomic: another process may be doing the same
+            _execute([compiler, "-shared", compiled, *runtime, "-o", str(linked)])
     library = ctypes.CDLL(str(path))
     library_sizes = tuple(library.size_of(ctypes.c_int64(i)) for i in range(len(sizes)))
     if library_sizes != sizes:

@@ -36,10 +36,11 @@ from mogrifier_lm.config import (
     without_effect,
 )
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import locked, read_json, write_json
+from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.launch.explain import explain
-from mogrifier_lm.reports.folders import MULTIRUN, Run, sweep_of
+from mogrifier_lm.reports.folders import Run
 from mogrifier_lm.reports.table import final_table, objective
+from mogrifier_lm.runs.folder import MULTIRUN, REPORT, RunFolder, Status, locked, sweep_name
 from mogrifier_lm.terminal import shown
 from mogrifier_lm.training import parallel
 
@@ -61,8 +62,9 @@ def _claim(resume: str | None) -> str:
     A folder is claimed by making it, so that two runs that start in one second do not share it.
     """
     if resume:
-        if not (Path(resume) / "config.yaml").is_file():
-            raise UserError(f"resume={resume}: no config.yaml there, so it is not a run's folder")
+        folder = RunFolder(resume)
+        if not folder.has_begun():
+            raise UserError(f"resume={resume}: no {folder.config.name} there, so it is no run's")
         return resume
     base = Path("runs", time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S"))
     candidate, n = base, 1
@@ -96,9 +98,12 @@ def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
     or one with more values, goes on with what is there; else `num`, or the next number free.
     """
     wanted = as_values(overrides)
-    for path in Path(sweep_dir).glob("*/overrides.json"):
-        if read_json(path) == wanted:
-            return path.parent.name
+    for folder in map(RunFolder, Path(sweep_dir).glob("*/")):
+        try:
+            if folder.overrides.is_file() and read_json(folder.overrides) == wanted:
+                return folder.path.name
+        except UserError as error:  # of this run alone: the others go on
+            log.warning("%s: the run there is left as it is", error)
     while True:
         try:
             Path(sweep_dir, str(num)).mkdir(parents=True)
@@ -147,30 +152,30 @@ def compose_grid(overrides: Sequence[str]) -> dict[str, list[str]]:
 def train_job(node: DictConfig) -> float:
     """What Hydra calls: one run, alone or of a sweep. Returns what `run` does."""
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
+    folder = RunFolder(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
         if parallel.RANK:
             return _follow(node, folder, overrides)
         try:
-            with locked(folder):
+            with folder.locked():
                 return run_in(node, folder, overrides)
         finally:
-            if (folder.parent / MULTIRUN).is_file():  # a run of a sweep goes on alone
-                _report(folder.parent)
+            if sweep := folder.sweep():  # a run of a sweep goes on alone
+                _report(sweep)
     if parallel.SIZE > 1:
         raise UserError("torchrun is for one run; a sweep is started without it")
     if "basic" not in hydra_config.launcher._target_:
         _among_others(hydra_config.job.num)
     try:
-        with locked(folder):
+        with folder.locked():
             return run_in(node, folder, overrides, in_sweep=True)
     except Exception as error:
         reason = explain(error) or type(error).__name__
     finally:
-        _report(folder.parent)
+        _report(folder.path.parent)
     # A new error: Hydra keeps it to the end of the sweep, and the old one's frames hold the model.
-    raise UserError(f"{shown(folder)}: {reason}")
+    raise UserError(f"{folder}: {reason}")
 
 
 def _among_others(num: int) -> None:
@@ -181,9 +186,9 @@ def _among_others(num: int) -> None:
             handler.setFormatter(logging.Formatter(f"[{num}] %(message)s"))
 
 
-def _follow(node: DictConfig, folder: Path, overrides: Sequence[str]) -> float:
+def _follow(node: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> float:
     """The part in a run of a process that torchrun started beside the first."""
-    config = resume_config(node, folder, overrides) if node.resume else validate(node)
+    config = resume_config(node, folder.config, overrides) if node.resume else validate(node)
     from mogrifier_lm.runs.run import run
 
     run(config, folder)
@@ -191,12 +196,11 @@ def _follow(node: DictConfig, folder: Path, overrides: Sequence[str]) -> float:
 
 
 def run_in(
-    node: DictConfig, folder: Path, overrides: Sequence[str], in_sweep: bool = False
+    node: DictConfig, folder: RunFolder, overrides: Sequence[str], in_sweep: bool = False
 ) -> float:
     """Run a config in its folder, or what is left of it there; a failure leaves its reason."""
-    path = folder / "summary.json"
-    summary = read_json(path)
-    holds_run, begun = (folder / "checkpoints").exists(), False
+    summary = folder.read_summary()
+    holds_run, begun = folder.has_trained(), False
     try:
         if in_sweep and node.resume:
             raise UserError(
@@ -208,43 +212,43 @@ def run_in(
                 f"{folder} holds a run already: resume={folder}, or take another folder"
             )
         if not (holds_run or node.resume):
-            write_json(folder / "overrides.json", as_values(overrides))
-        config = resume_config(node, folder, overrides) if node.resume else validate(node)
-        if in_sweep and (folder / "config.yaml").is_file():
-            if load_config(folder) != portable(config):
+            write_json(folder.overrides, as_values(overrides))
+        config = resume_config(node, folder.config, overrides) if node.resume else validate(node)
+        if in_sweep and folder.has_begun():
+            if load_config(folder.config) != portable(config):
                 raise UserError(
-                    f"{shown(folder)} holds a run of these overrides with another config.yaml: "
+                    f"{folder} holds a run of these overrides with another {folder.config.name}: "
                     "take another hydra.sweep.dir"
                 )
-            if summary.get("status") == "completed":
-                log.info("%s is completed: skipped", shown(folder))
+            if summary.get("status") == Status.COMPLETED:
+                log.info("%s is completed: skipped", folder)
                 return objective(summary)
         for key in without_effect(config, overrides):
             log.warning("%s has no effect beside the other settings", key)
         # Written before torch is imported: from here on a run that is killed can be resumed.
-        save_config(config, folder)
-        path.unlink(missing_ok=True)  # of the part that failed
+        save_config(config, folder.config)
+        folder.summary.unlink(missing_ok=True)  # of the part that failed
         begun = True
         return tracked_run(config, folder, overrides)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        status = "interrupted" if interrupted else "failed"
+        status = Status.INTERRUPTED if interrupted else Status.FAILED
         reason = explain(error) or type(error).__name__
         if isinstance(error, SystemExit):  # raised by submitit, when SLURM sends its signal
             reason = "at its time limit or preempted; it goes on when the queue starts it again"
         # A command that is refused leaves the run that is there alone.
-        if begun or not (holds_run or summary.get("status") == "completed"):
-            write_json(path, {"status": status, "error": reason, "seed": node.seed})
+        if begun or not (holds_run or summary.get("status") == Status.COMPLETED):
+            folder.end(status, reason, seed=node.seed)
         log.error("run %s: %s", status, reason)
-        with open(folder / "train.log", "a") as file:
+        with open(folder.log, "a") as file:
             traceback.print_exc(file=file)
         raise
 
 
-def tracked_run(config: Config, folder: Path, overrides: Sequence[str]) -> float:
+def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> float:
     """A run, shown where its tracker says and, once it has ended, drawn and printed."""
+    from mogrifier_lm.reports.plots import plot_curves
     from mogrifier_lm.runs.run import run
-    from mogrifier_lm.training.checkpoint import BEST
 
     opened: list[Tracker] = []
     with ExitStack() as stack:
@@ -256,60 +260,47 @@ def tracked_run(config: Config, folder: Path, overrides: Sequence[str]) -> float
 
         summary = run(config, folder, open_tracker)
         (tracker,) = opened
-        drawn = _draw(folder)
+        curves = plot_curves(folder)
         tracker.summary(summary)
-        if drawn:
-            tracker.log_image("curves", drawn)
+        if curves:
+            tracker.log_image("curves", curves)
         if config.tracker.artifacts:
-            names = ("config.yaml", "tokenizer.json", "tokenizer.model", BEST)
-            files = [Path(name) for name in names if (folder / name).is_file()]
-            tracker.log_model(folder, files, summary)
-    log.info("%s", final_table(summary, shown(folder)))
+            tracker.log_model(folder.path, folder.model_files(), summary)
+    log.info("%s", final_table(summary, shown(folder.path)))
     return objective(summary)
 
 
-def _draw(folder: Path) -> Path | None:
-    """curves.png; None, and a line that says so, without matplotlib."""
-    try:
-        from mogrifier_lm.reports.plots import plot_curves
-
-        return plot_curves(folder)
-    except ImportError as error:
-        log.warning("curves.png is left out: %s", error)
-        return None
-
-
 def _open_tracker(
-    config: Config, folder: Path, overrides: Sequence[str], values: Mapping[str, Any]
+    config: Config, folder: RunFolder, overrides: Sequence[str], values: Mapping[str, Any]
 ) -> "Tracker":
     from mogrifier_lm.tracking.tracker import build_tracker
     from mogrifier_lm.training import checkpoint
 
     t = config.tracker
-    if begun := read_json(folder / "overrides.json"):  # a run that goes on keeps its name
+    if begun := read_json(folder.overrides):  # a run that goes on keeps its name
         overrides = [f"{k}={v}" for k, v in begun.items()]
     chosen = dict(o.split("=", 1) for o in overrides if o.startswith(("experiment=", "sweep=")))
     names = [*chosen.values(), config.data.name, config.model.cell]
     names += ["mogrifier"] if config.model.rounds else []
-    state = folder / "wandb.json"
-    run_id = read_json(state).get("run_id")
-    if not run_id and (folder / checkpoint.LAST).is_file():  # where older versions kept it
-        _, saved = checkpoint.load(folder / checkpoint.LAST)
-        run_id = saved["progress"].get("run_id")
+    run_id = read_json(folder.wandb).get("run_id")
+    if not run_id and folder.last.is_file():  # where older versions kept it
+        run_id = checkpoint.load(folder.last)[1]["progress"].get("run_id")
+    sweep = folder.sweep()
     tracker = build_tracker(
         kind=t.name,
         mode=t.mode,
         project=t.project,
         entity=t.entity,
-        run_dir=folder,
+        folder=folder.path,
         config={**values, "overrides": list(overrides)},
-        group=t.group or sweep_of(folder),
-        name=t.run_name or short_name(overrides) or folder.name,
+        group=t.group or (sweep_name(sweep) if sweep else None),
+        name=t.run_name or short_name(overrides) or folder.path.name,
         tags=list(dict.fromkeys([*t.tags, *(name[:64] for name in names)])),
         run_id=run_id,
+        rows=folder.rows() if run_id else (),
     )
     if tracker.run_id:
-        write_json(state, {"run_id": tracker.run_id})
+        write_json(folder.wandb, {"run_id": tracker.run_id})
     return tracker
 
 
@@ -348,7 +339,7 @@ def _report(sweep_dir: Path) -> None:
 
     def has_ended(runs: Sequence[Run]) -> bool:
         jobs, began = grid(sweep_dir), (sweep_dir / MULTIRUN).stat().st_mtime
-        path = shown(sweep_dir) / "report" / "sweep.md"
+        path = shown(sweep_dir) / REPORT / "sweep.md"
         log.info("%s: %s", path, progress(runs, jobs, began))
         return ended(runs, jobs, began)
 
@@ -368,9 +359,9 @@ def update_report(
         from mogrifier_lm.reports.folders import read_runs
         from mogrifier_lm.reports.report import write_report
 
-        with locked(folder / "report", wait=True):
+        with locked(folder / REPORT, wait=True):
             runs = read_runs([folder])
-            write_report(runs, folder / "report")
+            write_report(runs, folder / REPORT)
             if ended(runs):
                 from mogrifier_lm.tracking.sweep_summary import track_sweep
 

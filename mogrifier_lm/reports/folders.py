@@ -1,15 +1,14 @@
 """What the folders of runs say: read, grouped, and how far a sweep is.
 
-What is read: overrides.json (what tells a run from the others; where there is none, its folder's
-name does), summary.json (how it ended) and provenance.json (its data). A run without summary.json
-is unfinished: it is running, or was cut.
+What is read: its overrides (what tells a run from the others; where there are none, its folder's
+name does), its summary (how it ended) and its provenance (its data). A run without a summary is
+unfinished: it is running, or was cut.
 """
 
-import json
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -18,18 +17,18 @@ from typing import Any
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json
 from mogrifier_lm.reports.table import shown_ppl
+from mogrifier_lm.runs.folder import RunFolder, Status
 
 # Overrides that summary.json tells of where a run was begun without them.
 TOLD = {"model.rounds": "rounds", "model.hidden_size": "hidden_size", "seed": "seed"}
 STUDY = "study.log"  # in the folder of a search
-MULTIRUN = "multirun.yaml"  # in that of a sweep: its command, written by Hydra before the first run
 
 
 @dataclass(kw_only=True)
 class Run:
     """What a run's folder says."""
 
-    dir: Path
+    folder: RunFolder
     overrides: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
@@ -37,7 +36,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        return str(self.summary.get("status", "unfinished"))
+        return str(self.summary.get("status", Status.UNFINISHED))
 
     def value(self, key: str) -> str:
         """Of an override; "" where the folder does not say."""
@@ -46,19 +45,6 @@ class Run:
     def ppl(self, split: str, evaluator: str) -> float:
         """Perplexity; nan where there is none."""
         return shown_ppl(self.summary.get(split, {}).get(evaluator, {}))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none, a failure where it is damaged."""
-    try:
-        return read_json(path)
-    except UserError as error:
-        return {"status": "failed", "error": str(error)}
-
-
-def is_run(folder: Path) -> bool:
-    names = ("overrides.json", "summary.json", "config.yaml")
-    return any((folder / name).is_file() for name in names)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -70,50 +56,38 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs: dict[Path, Run] = {}
     for folder in folders:
         inside = sorted(folder.glob("*/"), key=lambda path: _order([path.name]))
-        found = [path for path in ([folder] if is_run(folder) else inside) if is_run(path)]
+        alone = RunFolder(folder)
+        places = [alone] if alone.is_run() else [RunFolder(path) for path in inside]
+        found = [place for place in places if place.is_run()]
         if not found:
             raise UserError(f"{folder} is the folder neither of a run nor of a sweep")
-        for path in found:
-            summary, own = path / "summary.json", path / "overrides.json"
-            runs[path.resolve()] = Run(
-                dir=path,
-                overrides=_json(own) if own.is_file() else {"run": path.name},
-                summary=_json(summary),
-                data=_json(path / "provenance.json").get("data", {}).get("name"),
-                ended=summary.stat().st_mtime if summary.is_file() else 0.0,
-            )
+        runs |= {place.path.resolve(): _read(place) for place in found}
     return list(runs.values())
+
+
+def _read(folder: RunFolder) -> Run:
+    """What a folder says; one whose summary or provenance is damaged is a run that failed."""
+    run = Run(folder=folder, overrides={"run": folder.path.name})
+    with suppress(UserError):
+        run.overrides = read_json(folder.overrides) or run.overrides
+    try:
+        run.summary = folder.read_summary()
+        run.data = read_json(folder.provenance).get("data", {}).get("name")
+        run.ended = folder.summary.stat().st_mtime if run.summary else 0.0
+    except UserError as error:
+        run.summary = {"status": Status.FAILED, "error": str(error)}
+    return run
 
 
 def study_of(runs: Sequence[Run]) -> Path | None:
     """The study that the runs are trials of; None where they are not those of one search."""
-    folders = {run.dir.resolve().parent for run in runs}
+    folders = {run.folder.path.resolve().parent for run in runs}
     path = min(folders) / STUDY
     return path if len(folders) == 1 and path.is_file() else None
 
 
-def validations(run_dir: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl with a validation; the last of a run at work may not be whole."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if '"valid/ppl"' in line and line[-1] == "}"]
-
-
-def sweep_name(folder: Path) -> str:
-    """The folder's name; of one that is named by date and time, both."""
-    folder = folder.resolve()
-    by_time = re.fullmatch(r"\d\d-\d\d-\d\d(_\d+)?", folder.name)
-    return "_".join(folder.parts[-2:]) if by_time else folder.name
-
-
-def sweep_of(run_dir: Path) -> str | None:
-    """The name of the sweep that a run is of; None where it is of none."""
-    folder = run_dir.resolve().parent
-    return sweep_name(folder) if (folder / MULTIRUN).is_file() else None
-
-
 def completed(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.status == "completed"]
+    return [run for run in runs if run.status == Status.COMPLETED]
 
 
 def evaluators(runs: Sequence[Run]) -> list[str]:
@@ -172,7 +146,7 @@ def ended(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: float) 
     over = {
         frozenset(run.overrides.items())
         for run in runs
-        if run.status == "completed" or run.status == "failed" and run.ended >= began
+        if run.status == Status.COMPLETED or run.status == Status.FAILED and run.ended >= began
     }
     return bool(grid) and all(frozenset(job.items()) in over for job in grid)
 
@@ -187,7 +161,7 @@ def progress(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: floa
     """
     status = {frozenset(run.overrides.items()): run.status for run in runs}
     asked = [status.get(frozenset(job.items())) for job in grid] or [run.status for run in runs]
-    done, failed = asked.count("completed"), asked.count("failed")
+    done, failed = asked.count(Status.COMPLETED), asked.count(Status.FAILED)
     left = len(asked) - done - failed
     text = f"{done} of {len(asked)} runs done, {failed} failed, {left} left"
     fresh = sum(run.ended > began for run in completed(runs))

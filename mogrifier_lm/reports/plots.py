@@ -1,9 +1,11 @@
 """Plots: what they share, and the curves of one run."""
 
-import json
 import logging
 from pathlib import Path
 from typing import IO, Any
+
+from mogrifier_lm.files import replacing
+from mogrifier_lm.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +44,18 @@ def save(figure: Any, file: Path | IO[str]) -> None:
     pyplot().close(figure)
 
 
-def plot_curves(run_dir: Path) -> Path | None:
+def plot_curves(folder: RunFolder) -> Path | None:
     """Draw training and validation perplexity and the learning rate over tokens.
 
     Returns:
-        run_dir/curves.png; None where matplotlib is not installed.
+        Where it is; None where matplotlib is not installed.
     """
-    path = run_dir / "curves.png"
-    if not can_plot(path.name):
+    if not can_plot(folder.curves.name):
         return None
     plt = pyplot()
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
     def series(key: str) -> tuple[list[float], list[float]]:
-        rows = [(line["tokens"] / 1e6, line[key]) for line in lines if key in line]
+        rows = [(row["tokens"] / 1e6, row[key]) for row in folder.rows(key)]
         return [x for x, _ in rows], [y for _, y in rows]
 
     figure, (top, bottom) = plt.subplots(
@@ -87,6 +87,6 @@ def plot_curves(run_dir: Path) -> Path | None:
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("training tokens, millions")
     bottom.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    with replacing(folder.curves) as new:
+        save(figure, new)
+    return folder.curves

@@ -4,10 +4,10 @@ Of a search, whose folder holds its study, the runs are trials: see reports/tria
 """
 
 import csv
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mogrifier_lm.files import replacing, write_whole
 from mogrifier_lm.reports.folders import Run, evaluators, study_of
 from mogrifier_lm.reports.plots import can_plot
 from mogrifier_lm.reports.sweep import failure_table, group_table, headline, run_table
@@ -45,17 +45,17 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
     Of a search importance.png too, once enough trials are completed. Without matplotlib no plots.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        table = run_table(runs)
-        with open(Path(scratch, "sweep.csv"), "w", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
-        plots, search = can_plot("sweep.png"), study_of(runs) is not None
-        Path(scratch, "sweep.md").write_text(markdown(runs, plots))
-        if plots:
-            (plot_trials if search else plot_sweep)(runs, Path(scratch, "sweep.png"))
-            if search and not plot_importances(runs, Path(scratch, "importance.png")):
-                (folder / "importance.png").unlink(missing_ok=True)
-        for path in Path(scratch).iterdir():
-            path.replace(folder / path.name)
+    table = run_table(runs)
+    with replacing(folder / "sweep.csv") as new, open(new, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    plots, search = can_plot("sweep.png"), study_of(runs) is not None
+    if plots:
+        with replacing(folder / "sweep.png") as new:
+            (plot_trials if search else plot_sweep)(runs, new)
+        if search:
+            with replacing(folder / "importance.png") as new:
+                if not plot_importances(runs, new):
+                    (folder / "importance.png").unlink(missing_ok=True)
+    write_whole(folder / "sweep.md", markdown(runs, plots))

@@ -16,6 +16,7 @@ from mogrifier_lm.reports.folders import (
     study_of,
     swept,
 )
+from mogrifier_lm.runs.folder import Status
 
 
 def _mean_sd(values: Sequence[float], digits: int = 2) -> str:
@@ -25,8 +26,8 @@ def _mean_sd(values: Sequence[float], digits: int = 2) -> str:
 
 def _names(runs: Sequence[Run]) -> dict[int, str]:
     """The folders as short as they can be told apart."""
-    common = os.path.commonpath([run.dir.resolve().parent for run in runs])
-    return {id(run): os.path.relpath(run.dir.resolve(), common) for run in runs}
+    common = os.path.commonpath([run.folder.path.resolve().parent for run in runs])
+    return {id(run): os.path.relpath(run.folder.path.resolve(), common) for run in runs}
 
 
 def run_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -66,7 +67,7 @@ def group_table(runs: Sequence[Run]) -> list[dict[str, str]]:
 def failure_table(runs: Sequence[Run]) -> list[dict[str, str]]:
     """A row per run that has not completed, with its reason."""
     shown = ("run", *swept(runs), "seed", "status", "error")
-    rows = [row for row in run_table(runs) if row["status"] != "completed"]
+    rows = [row for row in run_table(runs) if row["status"] != Status.COMPLETED]
     return [{key: str(row[key]) for key in shown} for row in rows]
 
 

@@ -14,7 +14,6 @@ from mogrifier_lm.reports.folders import (
     span,
     study_of,
     swept,
-    validations,
 )
 from mogrifier_lm.reports.plots import look, pyplot, save
 
@@ -123,8 +122,8 @@ def plot_curves_of(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     curves: dict[str, list[list[dict[str, float]]]] = {}
     search = study_of(runs) is not None
     for run in runs:
-        points = validations(run.dir)
-        label = run.dir.name if search else ", ".join(run.value(key) for key in swept(runs))
+        points = list(run.folder.rows("valid/ppl"))
+        label = run.folder.path.name if search else ", ".join(run.value(key) for key in swept(runs))
         if points:
             curves.setdefault(label, []).append(points)
     if not curves:

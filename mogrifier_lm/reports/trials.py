@@ -10,6 +10,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.reports.folders import Run, completed, evaluators, number, study_of, swept
 from mogrifier_lm.reports.plots import pyplot, save
 from mogrifier_lm.reports.sweep import run_table
+from mogrifier_lm.runs.folder import Status
 
 if TYPE_CHECKING:
     import optuna
@@ -107,7 +108,7 @@ def plot_trials(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     ppls = {id(run): run.ppl("valid", names[0]) for run in scored}
     best = min(scored, key=lambda run: ppls[id(run)])
     groups = [  # markers that are told apart without colour
-        ([r for r in runs if r.status == "pruned"], {"marker": "x", "color": "0.5", "s": 18}),
+        ([r for r in runs if r.status == Status.PRUNED], {"marker": "x", "color": "0.5", "s": 18}),
         (scored, {"marker": "o", "color": "C0", "s": 18}),
         ([best], {"marker": "*", "color": "C3", "s": 130}),
     ]

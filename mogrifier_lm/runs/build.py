@@ -19,6 +19,7 @@ from mogrifier_lm.files import read_json
 from mogrifier_lm.machine import lent_cores
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -37,42 +38,47 @@ def use_threads(asked: int | None) -> None:
     torch.set_num_threads(asked or DEFAULT_THREADS)
 
 
-def saved_tokenizer_path(run_dir: Path) -> Path:
-    path = run_dir / "tokenizer.json"
+def saved_tokenizer_path(folder: RunFolder) -> Path:
+    """The tokenizer of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = folder.tokenizer
     if not path.is_file():
-        raise UserError(f"no tokenizer.json in {run_dir}: the run ended before its data was read")
+        raise UserError(f"no {path.name} in {folder}: the run ended before its data was read")
     return path
 
 
-def saved_tokenizer(run_dir: Path) -> Tokenizer:
-    return load_tokenizer(saved_tokenizer_path(run_dir))
+def saved_tokenizer(folder: RunFolder) -> Tokenizer:
+    return load_tokenizer(saved_tokenizer_path(folder))
 
 
 def build_corpus(config: Config) -> Corpus:
     """The corpus of a config; the vocabulary of a run is that run's tokenizer."""
     tokenizer = config.tokenizer
     if tokenizer.vocabulary and Path(tokenizer.vocabulary).is_dir():
-        path = saved_tokenizer_path(Path(tokenizer.vocabulary))
+        path = saved_tokenizer_path(RunFolder(tokenizer.vocabulary))
         tokenizer = dataclasses.replace(tokenizer, vocabulary=str(path))
     return load_corpus(config.data, tokenizer)
 
 
-def saved_corpus(run_dir: Path, config: Config | None = None) -> Corpus:
+def saved_corpus(folder: RunFolder, config: Config | None = None) -> Corpus:
     """The corpus that a run was trained on; `config` is the run's, default as it was saved.
 
     Raises:
         UserError: what is found now is another text, or is cut into other tokens.
     """
-    config = config or load_config(run_dir)
+    config = config or load_config(folder.config)
     corpus = build_corpus(config)
-    known = read_json(run_dir / "provenance.json", required=True)["data"]["sha256"]
+    known = read_json(folder.provenance, required=True)["data"]["sha256"]
     for name, split in corpus.splits.items():
         if split.sha256 != known[name]:
             raise UserError(
-                f"{run_dir}: the {name} text is not the one of the run: give its data.dir"
+                f"{folder}: the {name} text is not the one of the run: give its data.dir"
             )
-    if corpus.tokenizer.vocabulary != saved_tokenizer(run_dir).vocabulary:
-        raise UserError(f"{run_dir} was made with another version of sentencepiece: other tokens")
+    if corpus.tokenizer.vocabulary != saved_tokenizer(folder).vocabulary:
+        raise UserError(f"{folder} was made with another version of sentencepiece: other tokens")
     return corpus
 
 
@@ -236,16 +242,16 @@ def start_bias(model: LanguageModel, ids: np.ndarray) -> None:
     model.output_bias.copy_((frequencies / frequencies.sum()).log())
 
 
-def start_from(model: LanguageModel, run_dir: Path, tokenizer: Tokenizer) -> None:
+def start_from(model: LanguageModel, folder: RunFolder, tokenizer: Tokenizer) -> None:
     """Load the best weights of another run, of the same shapes and vocabulary.
 
     Raises:
         UserError: they are not.
     """
-    if saved_tokenizer(run_dir).vocabulary != tokenizer.vocabulary:
-        raise UserError(f"trainer.init_from={run_dir}: that run has another vocabulary")
-    checkpoint.load_weights(model, run_dir)
-    log.info("starting from the best weights of %s", run_dir)
+    if saved_tokenizer(folder).vocabulary != tokenizer.vocabulary:
+        raise UserError(f"trainer.init_from={folder}: that run has another vocabulary")
+    checkpoint.load_weights(model, folder.best)
+    log.info("starting from the best weights of %s", folder)
 
 
 def check_device(name: str) -> str:
@@ -277,11 +283,11 @@ def load_model(run_dir: str | Path, device: str = "cpu") -> LanguageModel:
     Raises:
         UserError: a folder that holds no finished validation, or a damaged file.
     """
-    run_dir = Path(run_dir)
-    config, vocab_size = load_config(run_dir), len(saved_tokenizer(run_dir))
-    check_checkpoint(config.model, vocab_size, run_dir / checkpoint.BEST)
+    folder = RunFolder(run_dir)
+    config, vocab_size = load_config(folder.config), len(saved_tokenizer(folder))
+    check_checkpoint(config.model, vocab_size, folder.best)
     model = build_model(config.model, vocab_size, device)
-    checkpoint.load_weights(model, run_dir)
+    checkpoint.load_weights(model, folder.best)
     return model
 
 
@@ -294,6 +300,6 @@ def check_checkpoint(config: ModelConfig, vocab_size: int, path: Path) -> None:
     size, shapes = model_size(config, vocab_size), checkpoint.weight_shapes(path)
     if size != (saved := Size(sum(map(math.prod, shapes)), len(shapes))):
         raise UserError(
-            f"{path} does not fit config.yaml and the tokenizer: it has {saved.params:,} weights "
+            f"{path} does not fit the config and the tokenizer: it has {saved.params:,} weights "
             f"in {saved.tensors} tensors, they ask for {size.params:,} in {size.tensors:,}"
         )

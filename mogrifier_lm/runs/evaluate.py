@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from mogrifier_lm.data import UNK, Corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Result, Task, check_causality, evaluate, perplexity
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
-from mogrifier_lm.files import locked, read_json, write_json
+from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.runs.build import check_device, load_model, saved_corpus, use_threads
+from mogrifier_lm.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def score(
     model: LanguageModel,
     corpus: Corpus,
     splits: Sequence[str],
-    run_dir: Path | None = None,
+    folder: RunFolder | None = None,
 ) -> Iterator[tuple[str, dict[str, Result]]]:
     """Tune on validation, then score, with one after the other of the config's evaluators.
 
@@ -36,7 +36,7 @@ def score(
         model: with trained weights.
         corpus: its text.
         splits: those to score.
-        run_dir: where the searches are kept, in tuning.json.
+        folder: of the run, where the searches are kept.
 
     Yields:
         An evaluator's name, and split → result.
@@ -52,12 +52,11 @@ def score(
     check_causality(model, corpus.splits["valid"], eos_id)
     for name, evaluator in chosen.items():
         results, trials = evaluate(name, evaluator, task, splits)
-        if run_dir:
-            path = run_dir / "tuning.json"
-            tuning = {k: v for k, v in read_json(path).items() if k != name}
+        if folder:
+            tuning = {k: v for k, v in read_json(folder.tuning).items() if k != name}
             tuning |= {name: trials} if trials else {}
-            if tuning or path.is_file():
-                write_json(path, tuning)
+            if tuning or folder.tuning.is_file():
+                write_json(folder.tuning, tuning)
         yield name, results
 
 
@@ -74,13 +73,13 @@ def entries(
     return found
 
 
-def _load(config: Config, run_dir: Path) -> LanguageModel:
+def _load(config: Config, folder: RunFolder) -> LanguageModel:
     """The best weights of a run, on the device and with the threads that the config says."""
     use_threads(config.trainer.threads)
-    return load_model(run_dir, check_device(config.trainer.device))
+    return load_model(folder.path, check_device(config.trainer.device))
 
 
-def evaluate_run(config: Config, run_dir: Path) -> dict[str, Any]:
+def evaluate_run(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Score a run with the evaluators of the config; summary.json takes each's entry as it ends.
 
     Returns:
@@ -91,13 +90,12 @@ def evaluate_run(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     if not config.evaluators.chosen():
         raise UserError("no evaluators: give evaluators=[static]")
-    with locked(run_dir):
-        path = run_dir / "summary.json"
-        summary, corpus = read_json(path), saved_corpus(run_dir, config)
-        for name, results in score(config, _load(config, run_dir), corpus, SCORED, run_dir):
+    with folder.locked():
+        summary, corpus = folder.read_summary(), saved_corpus(folder, config)
+        for name, results in score(config, _load(config, folder), corpus, SCORED, folder):
             for split, figures in entries({name: results}, corpus, SCORED).items():
                 summary[split] = {**summary.get(split, {}), **figures}
-            write_json(path, summary)
+            write_json(folder.summary, summary)
     return summary
 
 
@@ -106,20 +104,22 @@ class _Compared:
     """A run of a comparison, and its evaluator → split → result."""
 
     config: Config
-    dir: Path
+    folder: RunFolder
     corpus: Corpus
     results: dict[str, dict[str, Result]] = field(default_factory=dict)
 
 
-def compare_runs(sides: Sequence[Sequence[tuple[Config, Path]]]) -> None:
+def compare_runs(sides: Sequence[Sequence[tuple[Config, RunFolder]]]) -> None:
     """Print the paired difference of two sides, each one run or the same run with several seeds.
 
     Raises:
         UserError: runs on different text, a run twice on a side, or nothing to compare.
     """
-    compared = [[_Compared(c, path, saved_corpus(path, c)) for c, path in side] for side in sides]
+    compared = [
+        [_Compared(c, folder, saved_corpus(folder, c)) for c, folder in side] for side in sides
+    ]
     for side in compared:
-        if len({run.dir.resolve() for run in side}) < max(1, len(side)):
+        if len({run.folder.path.resolve() for run in side}) < max(1, len(side)):
             raise UserError("compare: a side has no run, or one run twice")
     runs = [run for side in compared for run in side]
     texts = [[run.corpus.splits[split].sha256 for split in SCORED] for run in runs]
@@ -131,10 +131,10 @@ def compare_runs(sides: Sequence[Sequence[tuple[Config, Path]]]) -> None:
     _warn_of_unknown(compared)
     for name, side in zip("AB", compared, strict=True):
         for run in side:
-            log.info("%s: %s", name, run.dir)
+            log.info("%s: %s", name, run.folder)
             for other in set(vars(run.config.evaluators)) - shared:
                 setattr(run.config.evaluators, other, None)
-            run.results = dict(score(run.config, _load(run.config, run.dir), run.corpus, SCORED))
+            run.results = dict(score(run.config, _load(run.config, run.folder), run.corpus, SCORED))
     for evaluator in runs[0].results:
         for split in SCORED:
             log.info("%s, %s", evaluator, split)

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +26,11 @@ from mogrifier_lm.runs.build import (
     use_threads,
 )
 from mogrifier_lm.runs.evaluate import SCORED, entries, score
-from mogrifier_lm.training import checkpoint
+from mogrifier_lm.runs.folder import RunFolder, Status
 from mogrifier_lm.training.optim import build_averaging, build_optimizer
 from mogrifier_lm.training.parallel import Processes
-from mogrifier_lm.training.trainer import Track, Trainer, total_steps
+from mogrifier_lm.training.progress import total_steps
+from mogrifier_lm.training.trainer import Track, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,14 @@ log = logging.getLogger(__name__)
 OpenTracker = Callable[[Mapping[str, Any]], Track]
 
 
-def run(config: Config, run_dir: Path, open_tracker: OpenTracker | None = None) -> dict[str, Any]:
+def run(
+    config: Config, folder: RunFolder, open_tracker: OpenTracker | None = None
+) -> dict[str, Any]:
     """Train, score, and leave the files of a run; started by torchrun, one of its processes.
 
     Args:
         config: validated.
-        run_dir: made by the caller, config.yaml in it; the other files are written there.
+        folder: made by the caller, the config in it; the other files are written there.
         open_tracker: called once the model stands, with the config and the size that it took;
             gives what is called with each row of metrics.jsonl. Only in the first process.
 
@@ -61,23 +63,23 @@ def run(config: Config, run_dir: Path, open_tracker: OpenTracker | None = None) 
         )
     device = check_device(processes.device(config.trainer.device))
     use_threads(config.trainer.threads)
-    resuming = (run_dir / checkpoint.LAST).is_file()
+    resuming = folder.last.is_file()
     corpus = processes.in_turn(
-        lambda: saved_corpus(run_dir, config) if resuming else build_corpus(config)
+        lambda: saved_corpus(folder, config) if resuming else build_corpus(config)
     )
     vocab_size, tokens = len(corpus.tokenizer), len(corpus.splits["train"].ids)
     check_training_memory(config, vocab_size, tokens, device)
     if resuming:
-        check_checkpoint(config.model, vocab_size, run_dir / checkpoint.LAST)
+        check_checkpoint(config.model, vocab_size, folder.last)
     torch.manual_seed(config.seed)
     model = build_model(config.model, vocab_size, device)
-    trainer = _trainer(config, run_dir, corpus, model, processes)
+    trainer = _trainer(config, folder, corpus, model, processes)
     if config.model.unigram_bias:
         start_bias(model, corpus.splits["train"].ids)
     if config.trainer.init_from and not resuming:
-        start_from(model, Path(config.trainer.init_from), corpus.tokenizer)
+        start_from(model, RunFolder(config.trainer.init_from), corpus.tokenizer)
     if processes.is_first:
-        _begin(run_dir, corpus, model, resuming, processes.size)
+        _begin(folder, corpus, model, resuming, processes.size)
     if resuming:
         trainer.load()
         log.info("going on after step %d", trainer.progress.step)
@@ -90,9 +92,9 @@ def run(config: Config, run_dir: Path, open_tracker: OpenTracker | None = None) 
     trainer.fit(*([open_tracker(values)] if open_tracker else []))
     processes.part()
     log.info("scoring the best weights")
-    results = dict(score(config, model, corpus, SCORED, run_dir))
+    results = dict(score(config, model, corpus, SCORED, folder))
     summary = _summary(config, trainer) | entries(results, corpus, SCORED)
-    write_json(run_dir / "summary.json", summary)
+    write_json(folder.summary, summary)
     return summary
 
 
@@ -101,7 +103,7 @@ def _hidden_size(model: LanguageModel) -> int:
 
 
 def _trainer(
-    config: Config, run_dir: Path, corpus: Corpus, model: LanguageModel, processes: Processes
+    config: Config, folder: RunFolder, corpus: Corpus, model: LanguageModel, processes: Processes
 ) -> Trainer:
     """The trainer of a new model; says what will be trained.
 
@@ -141,7 +143,7 @@ def _trainer(
         regularization=config.regularization,
         config=config.trainer,
         validate=lambda: static_score(model, valid, corpus.tokenizer.eos_id, valid_streams),
-        run_dir=run_dir,
+        files=folder,
         seed=config.seed,
         processes=processes,
     )
@@ -151,7 +153,7 @@ def _summary(config: Config, trainer: Trainer) -> dict[str, Any]:
     """What summary.json says of a run beside its scores."""
     progress = trainer.progress
     return {
-        "status": "completed",
+        "status": Status.COMPLETED,
         "seed": config.seed,
         "params": trainer.model.num_params(),
         "hidden_size": _hidden_size(trainer.model),
@@ -160,21 +162,19 @@ def _summary(config: Config, trainer: Trainer) -> dict[str, Any]:
         "steps": progress.step,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),
-        "tokens_per_second": round(
-            progress.tokens / (progress.seconds - progress.pause_seconds), 1
-        ),
+        "tokens_per_second": round(progress.tokens / progress.training_seconds, 1),
         "best_step": progress.best_step,
         "ended": progress.finished,
     }
 
 
 def _begin(
-    run_dir: Path, corpus: Corpus, model: LanguageModel, resuming: bool, processes: int
+    folder: RunFolder, corpus: Corpus, model: LanguageModel, resuming: bool, processes: int
 ) -> None:
-    """Write what a run leaves before it is trained: tokenizer.json and provenance.json."""
+    """Write what a run leaves before it is trained: its tokenizer and where it comes from."""
     if not resuming:
-        (run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run cut before a checkpoint
-    corpus.tokenizer.save(run_dir / "tokenizer.json")
+        folder.metrics.unlink(missing_ok=True)  # of a run cut before a checkpoint
+        corpus.tokenizer.save(folder.tokenizer)
     facts = provenance.collect(
         device=str(model.output_bias.device),
         backend=model.backend,
@@ -187,5 +187,5 @@ def _begin(
     )
     facts["processes"] = processes
     if resuming:
-        facts["before"] = read_json(run_dir / "provenance.json")
-    write_json(run_dir / "provenance.json", facts)
+        facts["before"] = read_json(folder.provenance)
+    write_json(folder.provenance, facts)

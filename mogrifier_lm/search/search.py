@@ -17,16 +17,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import locked, read_json, write_json
+from mogrifier_lm.files import write_json
 from mogrifier_lm.launch import cli
 from mogrifier_lm.launch.job import as_values, quoted, update_report
 from mogrifier_lm.machine import lent_cores
-from mogrifier_lm.reports.folders import STUDY, about, sweep_name, validations
+from mogrifier_lm.reports.folders import STUDY, about
 from mogrifier_lm.reports.table import objective
 from mogrifier_lm.reports.trials import NAME, storage
+from mogrifier_lm.runs.folder import RunFolder, Status, locked, sweep_name
 from mogrifier_lm.search.ranges import as_override, check, read_space
 
 if TYPE_CHECKING:
@@ -70,17 +71,18 @@ class TrialRun:
         overrides: of train.py, for a run that has to begin.
     """
 
-    def __init__(self, trial: "optuna.Trial", folder: Path, overrides: Sequence[str]) -> None:
+    def __init__(self, trial: "optuna.Trial", folder: RunFolder, overrides: Sequence[str]) -> None:
         self.trial, self.folder = trial, folder
         self.reported = len(trial.study.trials[trial.number].intermediate_values)
-        if (folder / "config.yaml").is_file():
+        if folder.has_begun():
             print(f"{folder}: going on, once no other process works there", flush=True)
-        with locked(folder, wait=True):
+        with folder.locked(wait=True):
             pass  # once the process of a search that was killed has ended
-        place = quoted(str(folder))
-        begun = (folder / "config.yaml").is_file()
-        arguments = [f"resume={place}"] if begun else [*overrides, f"hydra.run.dir={place}"]
-        with open(folder / "train.log", "ab") as errors:
+        place = quoted(str(folder.path))
+        arguments = (
+            [f"resume={place}"] if folder.has_begun() else [*overrides, f"hydra.run.dir={place}"]
+        )
+        with open(folder.log, "ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", CHILD, *arguments],
                 stdin=subprocess.PIPE,
@@ -100,12 +102,9 @@ class TrialRun:
             self.process.kill()
             self.process.wait()
 
-    def summary(self) -> dict[str, Any]:
-        return read_json(self.folder / "summary.json")
-
     def hopeless(self) -> bool:
         """Report new validations to the study; whether its pruner gives the run up."""
-        for point in validations(self.folder)[self.reported :]:
+        for point in [*self.folder.rows("valid/ppl")][self.reported :]:
             self.reported += 1
             self.trial.report(math.log(point["valid/ppl"]), self.reported)
             if self.trial.should_prune():
@@ -122,26 +121,26 @@ class TrialRun:
             return False
         self.stop()
         self.wait()
-        summary, tell = self.summary(), self.trial.study.tell
-        if summary.get("status") == "completed":
+        summary, tell = self.folder.read_summary(), self.trial.study.tell
+        if summary.get("status") == Status.COMPLETED:
             tell(self.trial, math.log(objective(summary)))
         elif prune:
-            points = validations(self.folder)
+            points = list(self.folder.rows("valid/ppl"))
             best = min(point["valid/ppl"] for point in points)
             reason = f"validation perplexity {best:.2f} after {points[-1]['epoch']:.3g} epochs"
-            summary |= {"status": "pruned", "error": reason, "best_ppl": best}
-            write_json(self.folder / "summary.json", summary)
+            summary |= {"status": Status.PRUNED, "error": reason, "best_ppl": best}
+            write_json(self.folder.summary, summary)
             tell(self.trial, state=TrialState.PRUNED)
         else:
-            if summary.get("status") != "failed":
+            if summary.get("status") != Status.FAILED:
                 reason = f"its process ended with code {self.process.returncode}, see train.log"
-                write_json(self.folder / "summary.json", {"status": "failed", "error": reason})
+                self.folder.end(Status.FAILED, reason)
             tell(self.trial, state=TrialState.FAIL)
         return True
 
     def outcome(self) -> str:
         """In one line."""
-        summary = self.summary()
+        summary = self.folder.read_summary()
         value = f"{objective(summary):.2f}" if "valid" in summary else summary["error"]
         return f"trial {self.trial.number} {summary['status']}: {value}"
 
@@ -201,7 +200,7 @@ class Search:
                 while True:
                     while len(at_work) < self.jobs and (cut or len(study.trials) < self.trials):
                         trial, values = self._trial(study, cut.pop(0) if cut else None)
-                        folder = self.dir / str(trial.number)
+                        folder = RunFolder(self.dir / str(trial.number))
                         at_work.append(TrialRun(trial, folder, [*self.settings, *values]))
                     if not at_work:
                         break
@@ -235,7 +234,7 @@ class Search:
             # A search that was killed may leave a part of a line, and Optuna's own lock.
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
             path.with_name(f"{STUDY}.lock").unlink(missing_ok=True)
-        elif next(self.dir.glob("*/overrides.json"), None):
+        elif any(RunFolder(path).is_run() for path in self.dir.glob("*/")):
             raise UserError(f"{self.dir} holds runs that are not of a search: take another dir")
         stored = storage(path)
         import optuna

@@ -8,17 +8,10 @@ from typing import Any
 
 from mogrifier_lm.config import load_config
 from mogrifier_lm.files import read_json, write_json
-from mogrifier_lm.reports.folders import (
-    Run,
-    completed,
-    evaluators,
-    mean_sd,
-    number,
-    study_of,
-    sweep_name,
-)
+from mogrifier_lm.reports.folders import Run, completed, evaluators, mean_sd, number, study_of
 from mogrifier_lm.reports.sweep import run_table
 from mogrifier_lm.reports.sweep_plots import series
+from mogrifier_lm.runs.folder import REPORT, RunFolder, Status, sweep_name
 from mogrifier_lm.tracking.tracker import build_tracker
 
 
@@ -32,22 +25,22 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
         runs: of the sweep.
         sweep_dir: its folder, its report written. W&B's files go to report/wandb.
     """
-    folder, done = sweep_dir / "report", completed(runs)
+    folder, done = sweep_dir / REPORT, completed(runs)
     if not done:
         return
     digest = hashlib.sha256((folder / "sweep.csv").read_bytes()).hexdigest()
-    state = folder / "wandb.json"
+    state = RunFolder(folder).wandb  # as that of a run
     known = read_json(state)
     if known.get("sweep.csv") == digest:
         return
     name = sweep_name(sweep_dir)
-    t = load_config(done[0].dir).tracker
+    t = load_config(done[0].folder.config).tracker
     tracker = build_tracker(
         kind=t.name,
         mode=t.mode,
         project=t.project,
         entity=t.entity,
-        run_dir=folder,
+        folder=folder,
         config={"sweep": name},
         group=t.group or name,
         name=f"{name} report",
@@ -77,8 +70,8 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
         tracker.summary(
             {
                 "completed": len(done),
-                "failed": sum(run.status == "failed" for run in runs),
-                "best_run": best.dir.name,
+                "failed": sum(run.status == Status.FAILED for run in runs),
+                "best_run": best.folder.path.name,
                 "best_valid_ppl": best.ppl("valid", names[0]) if names else math.nan,
             }
         )

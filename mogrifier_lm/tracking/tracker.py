@@ -1,23 +1,21 @@
 """Experiment tracking: a run as Weights & Biases shows it, or nothing at all.
 
-W&B is a view of a run; the record is metrics.jsonl and summary.json. So no account, no network and
-no W&B server never stops or slows a run: what goes wrong here is one warning line. wandb is
+W&B is a view of a run; the record is in the run's folder. So no account, no network and no W&B
+server never stops or slows a run: what goes wrong here is one warning line. wandb is
 imported inside functions only, and nowhere else in the package.
 """
 
-import json
 import logging
 import os
 import secrets
-import subprocess
-import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.tracking.offline import records
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class Tracker:
         self.run_id: str | None = None if run is None else run.id
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Show the next row of metrics.jsonl, its number as "row".
+        """Show the next row of the run's log of metrics, its number as "row".
 
         wandb's own `step=` is not used: it drops what comes at a step that it has seen, and a
         step can have two rows.
@@ -88,10 +86,10 @@ class Tracker:
             chart = wandb.plot.line_series(xs, ys, keys=list(lines), title=title, xname=x)
             self._log({key: chart})
 
-    def log_model(self, run_dir: Path, files: Sequence[Path], metadata: Mapping[str, Any]) -> None:
-        """Upload files of a run, and `metadata` as summary.json, as an artifact of type "model".
+    def log_model(self, folder: Path, files: Sequence[Path], metadata: Mapping[str, Any]) -> None:
+        """Upload files of a run as an artifact of type "model".
 
-        The names are those in the run's folder, so that `load_model` reads what is downloaded. It
+        Their names are those in its folder, so that `load_model` reads what is downloaded. It
         waits for the upload, as long as it takes at SLOWEST_UPLOAD; where the server was lost,
         wandb takes 20 s to say so and the files are not uploaded by a later `wandb sync` either.
         """
@@ -104,14 +102,12 @@ class Tracker:
                 f"model-{self.run_id}", type="model", metadata=dict(_flatten(metadata))
             )
             for file in files:
-                artifact.add_file(str(run_dir / file), name=file.as_posix())
-            with artifact.new_file("summary.json") as summary:
-                json.dump(metadata, summary, indent=2)
+                artifact.add_file(str(folder / file), name=file.as_posix())
             logged = self._run.log_artifact(artifact, aliases=["best"])
             if not self._run.offline:
                 logged.wait(timeout=int(FINISH_TIMEOUT + artifact.size / SLOWEST_UPLOAD))
         except Exception as error:
-            log.warning("W&B has not got the checkpoint of %s: %s", run_dir, _one_line(error))
+            log.warning("W&B has not got the checkpoint of %s: %s", folder, _one_line(error))
 
     def summary(self, values: Mapping[str, object]) -> None:
         """Set the run's final values; nested ones under joined keys such as "valid/static/ppl".
@@ -174,13 +170,14 @@ def build_tracker(
     mode: str,
     project: str,
     entity: str | None,
-    run_dir: Path,
+    folder: Path,
     config: Mapping[str, Any],
     group: str | None,
     name: str,
     tags: Sequence[str],
     job_type: str = "train",
     run_id: str | None = None,
+    rows: Iterable[Mapping[str, Any]] = (),
 ) -> Tracker:
     """Start tracking a run.
 
@@ -189,13 +186,14 @@ def build_tracker(
         mode: "online", "offline", "disabled" or "auto": what WANDB_MODE says where it is set, else
             online where an API key is configured (WANDB_API_KEY, ~/.netrc), else offline. Online
             without a reachable server becomes offline, with a warning, after INIT_TIMEOUT seconds.
-        run_dir: W&B's files go to its subfolder `wandb`.
+        folder: W&B's files go to its subfolder `wandb`.
         config: shown with the run; plain values, nested dictionaries allowed.
         group: runs of one sweep share it.
         job_type: "train", or "report" for the summary of a sweep.
-        run_id: of an earlier part of the same run, which is then gone on with: what W&B lacks of
-            run_dir/metrics.jsonl is sent first (a process that was killed may not have sent its
-            last rows), and what it has is not sent again when training does it again.
+        run_id: of an earlier part of the same run, which is then gone on with.
+        rows: that the earlier parts have logged: what W&B lacks of them is sent first (a process
+            that was killed may not have sent its last), and what it has is not sent again when
+            training does it again.
 
     Raises:
         UserError: an unknown kind or mode; mode "online" without an API key; mode "online" or
@@ -203,30 +201,10 @@ def build_tracker(
     """
     if kind not in ("wandb", "none"):
         raise UserError(f"tracker {kind!r} is unknown: wandb or none")
-    if mode not in MODES:
-        raise UserError(f"tracker.mode={mode} is unknown: one of {', '.join(MODES)}")
-    wish = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
-    wish = {"dryrun": "offline", "run": "online", "": "auto"}.get(wish, wish)  # wandb's old names
-    if wish not in MODES:
-        raise UserError(f"WANDB_MODE={wish} is unknown here: online, offline or disabled")
-    if kind == "none" or wish == "disabled":
+    wish = _wish(mode)
+    if kind == "none" or wish == "disabled" or not _can_import(mode, folder):
         return Tracker()
-    # Without this wandb sends telemetry to its server, and where that does not answer the process
-    # takes 20 s longer to exit.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        import wandb
-    except ImportError:
-        if mode != "auto":
-            raise UserError(
-                f"tracker.mode={mode} needs wandb, which is not installed: "
-                "pip install wandb, or set tracker=none"
-            ) from None
-        log.warning(
-            "wandb is not installed: the run is not tracked by W&B; its files in %s are complete",
-            run_dir,
-        )
-        return Tracker()
+    import wandb
 
     # A job of a multirun that left its run open: wandb would join this one to it, and login() says
     # False as long as there is an open run.
@@ -241,113 +219,134 @@ def build_tracker(
                 "or set tracker.mode=offline"
             )
         wish = "offline"
-
-    run_dir.mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(
-        silent=True,
-        console="off",  # capturing stdout gets in the way of other loggers and progress lines
-        init_timeout=INIT_TIMEOUT,
-        finish_timeout=FINISH_TIMEOUT,
-        finish_timeout_raises=True,
-    )
+    folder.mkdir(parents=True, exist_ok=True)
     # One id for both attempts: what a failed online start leaves belongs to the same run then.
     # WANDB_RUN_ID is asked under W&B's own sweeps alone, whose agent starts a process per run: all
     # jobs of a multirun would be one run.
     given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-    identity = run_id or given or secrets.token_hex(5)
+    settings = {
+        "project": project,
+        "entity": entity,
+        "dir": str(folder),
+        "id": run_id or given or secrets.token_hex(5),
+        "group": group,
+        "name": name,
+        "tags": list(tags),
+        "job_type": job_type,
+        "config": dict(config),
+    }
     for attempt in ("offline",) if wish == "offline" else ("online", "offline"):
-        try:
-            run = wandb.init(
-                mode=attempt,  # type: ignore[arg-type]
-                project=project,
-                entity=entity,
-                dir=str(run_dir),
-                id=identity,
-                resume="allow",
-                reinit="finish_previous",
-                group=group,
-                name=name,
-                tags=list(tags),
-                job_type=job_type,
-                config=dict(config),
-                settings=settings,
-            )
-            for axis in (*AXES, *FACTS):
-                run.define_metric(axis, hidden=True)
-            for metrics, axis in DEFAULT_AXIS.items():
-                run.define_metric(metrics, step_metric=axis)
-        except (ValueError, wandb.errors.UsageError) as error:
-            raise UserError(f"wandb refuses the run: {_one_line(error)}") from error
-        except Exception as error:
-            log.warning(
-                "W&B cannot start %s (%s); %s", attempt, _one_line(error),
-                "going on offline (WANDB_MODE=offline skips the attempt)"
-                if attempt == "online" else f"the files in {run_dir} are complete without it",
-            )  # fmt: skip
-            # wandb's service goes on holding the id of a run that failed to start.
-            _new_session()
-        else:
-            where = run.url if attempt == "online" else f"wandb sync {run.settings.sync_dir}"
-            log.info("W&B run %s, %s: %s", run.id, attempt, where)
-            return _caught_up(run, run_dir)
+        run = _started(attempt, settings)
+        if run is not None:
+            return _caught_up(run, folder, rows)
     return Tracker()
 
 
-def _caught_up(run: Any, run_dir: Path) -> Tracker:
+def _wish(mode: str) -> str:
+    """The mode that is asked for, by `mode` or by WANDB_MODE.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    if mode not in MODES:
+        raise UserError(f"tracker.mode={mode} is unknown: one of {', '.join(MODES)}")
+    wish = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
+    wish = {"dryrun": "offline", "run": "online", "": "auto"}.get(wish, wish)  # wandb's old names
+    if wish not in MODES:
+        raise UserError(f"WANDB_MODE={wish} is unknown here: online, offline or disabled")
+    return wish
+
+
+def _can_import(mode: str, folder: Path) -> bool:
+    """Whether wandb is installed; one line says if not.
+
+    Raises:
+        UserError: it is not, and `mode` cannot do without.
+    """
+    # Without this wandb sends telemetry to its server, and where that does not answer the process
+    # takes 20 s longer to exit.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        if mode != "auto":
+            raise UserError(
+                f"tracker.mode={mode} needs wandb, which is not installed: "
+                "pip install wandb, or set tracker=none"
+            ) from None
+        log.warning(
+            "wandb is not installed: the run is not tracked by W&B; its files in %s are complete",
+            folder,
+        )
+        return False
+    return True
+
+
+def _started(mode: str, settings: Mapping[str, Any]) -> Any:
+    """A W&B run, online or offline; None, with a warning, where wandb cannot start one.
+
+    Raises:
+        UserError: wandb refuses a name.
+    """
+    import wandb
+
+    try:
+        run = wandb.init(
+            **settings,
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow",
+            reinit="finish_previous",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",  # capturing stdout gets in the way of loggers and progress lines
+                init_timeout=INIT_TIMEOUT,
+                finish_timeout=FINISH_TIMEOUT,
+                finish_timeout_raises=True,
+            ),
+        )
+        for axis in (*AXES, *FACTS):
+            run.define_metric(axis, hidden=True)
+        for metrics, axis in DEFAULT_AXIS.items():
+            run.define_metric(metrics, step_metric=axis)
+    except (ValueError, wandb.errors.UsageError) as error:
+        raise UserError(f"wandb refuses the run: {_one_line(error)}") from error
+    except Exception as error:
+        log.warning(
+            "W&B cannot start %s (%s); %s", mode, _one_line(error),
+            "going on offline (WANDB_MODE=offline skips the attempt)"
+            if mode == "online" else f"the files in {settings['dir']} are complete without it",
+        )  # fmt: skip
+        # wandb's service goes on holding the id of a run that failed to start.
+        _new_session()
+        return None
+    where = run.url if mode == "online" else f"wandb sync {run.settings.sync_dir}"
+    log.info("W&B run %s, %s: %s", run.id, mode, where)
+    return run
+
+
+def _caught_up(run: Any, folder: Path, rows: Iterable[Mapping[str, Any]]) -> Tracker:
     """The tracker of a run that has started; what there is of it already is in W&B then."""
-    metrics = run_dir / "metrics.jsonl"
-    rows = metrics.read_text().splitlines() if metrics.is_file() else []
+    rows = list(rows)
     try:
         # Offline wandb knows nothing of the earlier parts; it joins them when they are synced.
-        last = _last_row(run, run_dir) if run.offline else run.summary.get("row", run.step)
+        last = _last_row(run, folder) if run.offline else run.summary.get("row", run.step)
     except Exception as error:
         log.warning("what W&B has of this run is not known (%s): taken to be all", _one_line(error))
         last = len(rows)
     tracker = Tracker(run, known_rows=last)
     for row in rows:
-        tracker.log(json.loads(row))
+        tracker.log(row)
     return tracker
 
 
-def _last_row(run: Any, run_dir: Path) -> int:
+def _last_row(run: Any, above: Path) -> int:
     """The number of the last row in the files that earlier parts of a run have left."""
     own, last = Path(run.settings.sync_dir), 0
-    for folder in run_dir.glob(f"wandb/*run-*-{run.id}*"):
+    for folder in above.glob(f"wandb/*run-*-{run.id}*"):
         if folder.resolve() != own.resolve():
-            rows = [r["history"]["item"] for r in _records(folder) if r["type"] == "history"]
+            rows = [r["history"]["item"] for r in records(folder) if r["type"] == "history"]
             last = max([last, *(row["row"] for row in rows if "row" in row)])
     return last
-
-
-def read_offline(folder: Path) -> dict[str, Any]:
-    """What W&B's files in a folder `wandb/offline-run-*` hold, read by `wandb leet inspect`.
-
-    Returns:
-        "run" (display_name, run_group, job_type, tags, run_id, project), "config", "summary",
-        "state" and "history", the rows.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    records = _records(folder)
-    head = json.loads(_inspect(folder, "--summary"))
-    return {
-        "run": next((r["run"] for r in records if r["type"] == "run"), {}),
-        "history": [r["history"]["item"] for r in records if r["type"] == "history"],
-        **{key: head[key] for key in ("config", "summary", "state")},
-    }
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _inspect(folder).splitlines()]
-
-
-def _inspect(folder: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"wandb cannot read {folder}: {done.stderr.strip()}")
-    return done.stdout
 
 
 def _setup() -> None:

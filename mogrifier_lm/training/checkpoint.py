@@ -4,32 +4,33 @@ Nothing is pickled, so a file from a stranger cannot run code.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mogrifier_lm.errors import UserError, one_line
+from mogrifier_lm.files import replacing
 
 if TYPE_CHECKING:
     from mogrifier_lm.model import LanguageModel
 
-BEST = Path("checkpoints", "best", "model.safetensors")
-LAST = Path("checkpoints", "last", "state.safetensors")
-
 
 def save(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Write under a temporary name, then rename: a kill at any moment leaves the old or the new."""
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written, because the disk is full, say.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_suffix(".tmp")
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(contiguous, tmp, metadata={"values": json.dumps(values)})
-    os.replace(tmp, path)
+    with replacing(path) as new:
+        safetensors.torch.save_file(contiguous, new, metadata={"values": json.dumps(values)})
 
 
 def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -65,17 +66,41 @@ def weight_shapes(path: Path) -> list[list[int]]:
     """
     with _opened(path) as file:
         names = file.keys()
-        weights = [n for n in names if path.name == BEST.name or n.startswith("model.")]
+        weights = [name for name in names if name.startswith("model.")] or names
         return [file.get_slice(name).get_shape() for name in weights]
 
 
-def load_weights(model: "LanguageModel", run_dir: Path) -> None:
-    """Put a run's best weights by validation perplexity into a model of the same shapes.
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer keeps of each parameter: optimizer.INDEX.SLOT → values."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{slot}": value
+        for index, slots in state.items()
+        for slot, value in slots.items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give back what `optimizer_tensors` took, found among other tensors."""
+    state = optimizer.state_dict()
+    for key, value in part(tensors, "optimizer.").items():
+        index, slot = key.split(".")
+        state["state"].setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict(state)
+
+
+def load_weights(model: "LanguageModel", path: Path) -> None:
+    """Put the weights that a run has kept into a model of the same shapes.
 
     Raises:
         UserError: no such file, one of another model, or one that holds no numbers.
     """
-    path = run_dir / BEST
     tensors, _ = load(path, str(model.output_bias.device))
     try:
         model.load_state_dict(tensors)

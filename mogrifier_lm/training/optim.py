@@ -42,6 +42,15 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> to
     )
 
 
+def set_lr(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Give all parameters the same rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # on a GPU, where a captured graph reads it
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+
 def build_averaging(
     config: OptimizerConfig, parameters: Iterable[Tensor], total_steps: int | None
 ) -> Averaging:

@@ -5,14 +5,13 @@ moment and resumed goes on from the last checkpoint to the same weights, bit for
 and thread count.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,9 +25,11 @@ from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import activation_penalty, draw_masks, drop, masked, of_streams
 from mogrifier_lm.terminal import progress_bar
-from mogrifier_lm.training import checkpoint
+from mogrifier_lm.training import checkpoint, metrics
 from mogrifier_lm.training.averaging import Averaging, swapped
+from mogrifier_lm.training.optim import set_lr
 from mogrifier_lm.training.parallel import Processes
+from mogrifier_lm.training.progress import Progress, Stopwatch, total_steps
 
 log = logging.getLogger(__name__)
 
@@ -37,28 +38,12 @@ Track = Callable[[Mapping[str, float]], None]
 DIVERGED = 2.0  # times the best validation perplexity
 
 
-@dataclass
-class Progress:
-    """Where training stands; plain values, saved with each checkpoint."""
+class Files(Protocol):
+    """Where the trainer writes: of a run's folder, see `runs.folder.RunFolder`."""
 
-    epoch: int = 0  # passes begun before this one
-    position: int = 0  # time steps of this pass that are done
-    step: int = 0  # windows done in all
-    tokens: int = 0  # targets trained on in all
-    seconds: float = 0.0  # spent, validation included, over all parts of a resumed run
-    pause_seconds: float = 0.0  # the part spent on validations and checkpoints
-    best_ppl: float = math.inf  # per word, or where words are no unit per token
-    best_step: int = 0
-    since_best: int = 0  # validations
-    since_drop: int = 0  # validations without improvement since the last drop of the rate
-    metrics_bytes: int = 0  # length of metrics.jsonl
-    finished: str | None = None  # why training ended
-
-
-def total_steps(train: Streams, config: TrainerConfig) -> int | None:
-    """Steps until max_steps or max_epochs, about; None when only time ends."""
-    by_epochs = config.max_epochs and config.max_epochs * math.ceil(train.num_steps / config.bptt)
-    return min(filter(None, (config.max_steps, by_epochs)), default=None)
+    metrics: Path  # a line for each event
+    best: Path  # the best weights
+    last: Path  # all that the next step depends on
 
 
 class Trainer:
@@ -72,7 +57,7 @@ class Trainer:
         regularization: see `RegularizationConfig`.
         config: see `TrainerConfig`.
         validate: scores the validation text with the current weights.
-        run_dir: where metrics.jsonl and checkpoints/ are written.
+        files: where metrics and checkpoints are written.
         seed: of the dropout masks and of variable window lengths.
         processes: that train together; default this one alone.
     """
@@ -87,13 +72,13 @@ class Trainer:
         regularization: RegularizationConfig,
         config: TrainerConfig,
         validate: Callable[[], Score],
-        run_dir: Path,
+        files: Files,
         seed: int,
         processes: Processes | None = None,
     ) -> None:
         self.model, self.train, self.optimizer, self.averaging = model, train, optimizer, averaging
         self.regularization = regularization
-        self.config, self.validate, self.run_dir = config, validate, run_dir
+        self.config, self.validate, self.files = config, validate, files
         self.device = model.output_bias.device
         self.generator = torch.Generator(self.device).manual_seed(seed)  # of masks
         self.lengths = torch.Generator().manual_seed(seed)  # of windows
@@ -111,70 +96,54 @@ class Trainer:
     # -- saving and resuming -------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write checkpoints/last: weights, optimizer, averages, state, generators, progress."""
+        """Write the last checkpoint: weights, optimizer, averages, state, generators, progress."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        optimizer = self.optimizer.state_dict()
-        for index, slots in optimizer["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items() if v is not None}
+        tensors |= checkpoint.optimizer_tensors(self.optimizer)
         states = self.model.named_states(self.states)
         tensors |= {name: self.processes.gather(s) for name, s in states.items()}
         averages, averaging = self.averaging.state_dict()
         tensors |= {f"averaging.{k}": v for k, v in averages.items()}
         tensors |= {"generator": self.generator.get_state(), "lengths": self.lengths.get_state()}
         tensors |= {"sums": self.sums}
-        values = {"progress": asdict(self.progress), "peak_lr": self.peak_lr}
-        values |= {"averaging": averaging}
-        self._save(checkpoint.LAST, tensors, values)
+        progress = asdict(self.progress)
+        values = {"progress": progress, "peak_lr": self.peak_lr, "averaging": averaging}
+        self._save(self.files.last, tensors, values)
 
-    def _save(self, name: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def _save(self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """In the first process, on which the others wait."""
-        self.processes.first(lambda: checkpoint.save(self.run_dir / name, tensors, values))
+        self.processes.first(lambda: checkpoint.save(path, tensors, values))
 
     def load(self) -> None:
-        """Go back to checkpoints/last; metrics.jsonl is cut to what it held then."""
-        tensors, values = checkpoint.load(self.run_dir / checkpoint.LAST)
+        """Go back to the last checkpoint; the log of metrics is cut to what it held then.
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
+        Raises:
+            UserError: no checkpoint, a damaged one, or one of another run.
+        """
+        tensors, values = checkpoint.load(self.files.last)
         try:
-            self.model.load_state_dict(part("model."))
-            optimizer = self.optimizer.state_dict()
-            for key, value in part("optimizer.").items():
-                index, slot = key.split(".")
-                optimizer["state"].setdefault(int(index), {})[slot] = value
-            self.optimizer.load_state_dict(optimizer)
+            self.model.load_state_dict(checkpoint.part(tensors, "model."))
+            checkpoint.load_optimizer(self.optimizer, tensors)
             self.peak_lr = values["peak_lr"]
             for name, s in self.model.named_states(self.states).items():
                 s.copy_(tensors[name][self.columns])
-            self.averaging.load_state_dict(part("averaging."), values["averaging"])
+            averages = checkpoint.part(tensors, "averaging.")
+            self.averaging.load_state_dict(averages, values["averaging"])
             self.generator.set_state(tensors["generator"])
             self.lengths.set_state(tensors["lengths"])
             self.sums.copy_(tensors["sums"])
             # Asked anew, since a resumed run may have been given further limits.
             saved = {k: v for k, v in values["progress"].items() if k in vars(self.progress)}
             self.progress = Progress(**{**saved, "finished": None})
-            self.progress.finished = self._finished()
+            self.progress.finished = self.progress.why_ended(self.config)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{self.run_dir / checkpoint.LAST} does not fit this run: {error}"
-            ) from error
-        metrics = self.run_dir / "metrics.jsonl"
-        if metrics.is_file() and self.processes.is_first:
-            with open(metrics, "r+b") as file:
-                file.truncate(self.progress.metrics_bytes)
+            raise UserError(f"{self.files.last} does not fit this run: {error}") from error
+        if self.processes.is_first:
+            p = self.progress
+            p.metrics_bytes = metrics.cut(self.files.metrics, p.metrics_bytes)
 
     @property
     def lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):  # on a GPU, where a captured graph reads it
-                group["lr"].fill_(value)
-            else:
-                group["lr"] = value
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -182,40 +151,36 @@ class Trainer:
         """Train until a limit is reached, then load the best weights into the model.
 
         Args:
-            track: called with each line of metrics.jsonl.
+            track: called with each line of the log of metrics.
 
         Raises:
             UserError: the loss is not finite.
         """
         p, config = self.progress, self.config
-        clock = self.processes.clock
-        began, before = clock(), p.seconds
-        last_save, mark, mark_tokens = began, began, p.tokens
+        watch = Stopwatch(self.processes.clock)
+        saved, mark, mark_tokens = p.seconds, p.training_seconds, p.tokens
         total = total_steps(self.train, self.config)
         bar = progress_bar(total=total, initial=p.step, unit="step")
         with bar, logging_redirect_tqdm():
             while not p.finished:
                 passes = p.epoch
                 self._step()
-                now = clock()
-                p.seconds = before + now - began
-                p.finished = self._finished()
+                p.seconds += watch.lap()
+                p.finished = p.why_ended(config)
                 bar.update()
                 validate = self._validation_due(p.epoch > passes)
                 if p.step % config.log_every == 0 or validate:
-                    rate = (p.tokens - mark_tokens) / (now - mark)
+                    rate = (p.tokens - mark_tokens) / (p.training_seconds - mark)
                     ppl = self._log_training(rate, track)
                     bar.set_postfix_str(f"{rate:,.0f} tokens/s, ppl {ppl:.1f}")
-                    mark, mark_tokens = now, p.tokens
+                    mark, mark_tokens = p.training_seconds, p.tokens
                 if validate:
                     self._validate(track)
-                if validate or now - last_save > 60 * config.checkpoint_minutes:
-                    pause = clock() - now
-                    p.seconds, p.pause_seconds = p.seconds + pause, p.pause_seconds + pause
+                if validate or p.seconds - saved > 60 * config.checkpoint_minutes:
+                    self._pause(watch)  # before it is saved, and once more for the saving
                     self.save()
-                    last_save = clock()
-                    p.pause_seconds += last_save - now - pause
-                    mark += last_save - now  # the rate is that of training alone
+                    self._pause(watch)
+                    saved = p.seconds
         if p.best_ppl == math.inf and not p.since_best:  # resumed with a limit passed before
             self._validate(track)
             self.save()
@@ -224,17 +189,12 @@ class Trainer:
             raise UserError(
                 "validation perplexity was never finite: lower optimizer.lr or trainer.clip"
             )
-        checkpoint.load_weights(self.model, self.run_dir)
+        checkpoint.load_weights(self.model, self.files.best)
 
-    @property
-    def share_done(self) -> float:
-        """Of the training that max_steps or max_epochs sets, in [0, 1]."""
-        p, config = self.progress, self.config
-        epochs = p.epoch + p.position / self.train.num_steps
-        return max(
-            p.step / config.max_steps if config.max_steps else 0.0,
-            epochs / config.max_epochs if config.max_epochs else 0.0,
-        )
+    def _pause(self, watch: Stopwatch) -> None:
+        passed = watch.lap()
+        self.progress.seconds += passed
+        self.progress.pause_seconds += passed
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":
@@ -263,7 +223,9 @@ class Trainer:
         inputs_TB = inputs_TB[:, self.columns]
         targets_TB = targets_TB[:, self.processes.columns(train.batch_size)]
         lr = self.peak_lr * length / config.bptt
-        self.lr = lr * (1 - self.share_done) if config.lr_decay == "linear" else lr
+        if config.lr_decay == "linear":
+            lr *= 1 - p.share_done(config, train.num_steps)
+        set_lr(self.optimizer, lr)
         shapes, size = self.model.mask_shapes, (num_steps, batch_size)
         masks = draw_masks(self.regularization, shapes, size, self.generator)
         keep_B1 = None
@@ -332,38 +294,23 @@ class Trainer:
                     place.copy_(value)
             self.sums += torch.stack([nats, norm**2, num_tokens, torch.ones_like(nats)])
 
-    def _finished(self) -> str | None:
-        """Why training ends here, or None."""
-        p, config = self.progress, self.config
-        if config.max_steps is not None and p.step >= config.max_steps:
-            return f"{p.step} steps"
-        if config.max_epochs is not None and p.epoch >= config.max_epochs:
-            return f"{p.epoch} epochs"
-        if config.max_minutes is not None and p.seconds >= 60 * config.max_minutes:
-            return f"{p.seconds / 60:.1f} minutes"
-        if config.early_stop is not None and p.since_best >= config.early_stop:
-            return f"no improvement in {p.since_best} validations"
-        return None
-
     def _validation_due(self, passed: bool) -> bool:
         """Whether to validate after this step; `passed`: it has ended a pass."""
         every = self.config.valid_every
         at_rhythm = self.progress.step % every == 0 if every else passed
         return at_rhythm or self.progress.finished is not None
 
-    def _write(self, metrics: dict[str, float], track: Track) -> None:
+    def _write(self, values: dict[str, float], track: Track) -> None:
         p = self.progress
         line = {
             "step": p.step,
             "epoch": p.epoch + p.position / self.train.num_steps,
             "tokens": p.tokens,
             "seconds": round(p.seconds, 3),
-            **metrics,
+            **values,
         }
         if self.processes.is_first:
-            with open(self.run_dir / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
-                p.metrics_bytes = file.tell()
+            p.metrics_bytes = metrics.append(self.files.metrics, line)
         track(line)
 
     def _log_training(self, rate: float, track: Track) -> float:
@@ -396,7 +343,7 @@ class Trainer:
         p, factor = self.progress, self.config.lr_on_divergence
         if factor is None or not math.isfinite(p.best_ppl):
             raise UserError(f"{reason} after step {p.step}: lower optimizer.lr or trainer.clip")
-        checkpoint.load_weights(self.model, self.run_dir)
+        checkpoint.load_weights(self.model, self.files.best)
         self._zero_states()
         for slots in self.optimizer.state.values():
             for value in slots.values():
@@ -424,7 +371,7 @@ class Trainer:
             p.best_ppl, p.best_step, p.since_best, p.since_drop = ppl, p.step, 0, 0
             with swapped(self.averaging, candidates[chosen]):
                 self._save(
-                    checkpoint.BEST,
+                    self.files.best,
                     self.model.state_dict(),
                     {"step": p.step, "valid_ppl": ppl, "weights": chosen},
                 )
@@ -449,4 +396,4 @@ class Trainer:
         elif p.since_drop > config.lr_patience and config.lr_drop != 1:
             p.since_drop = 0
             self.peak_lr *= config.lr_drop
-        p.finished = p.finished or self._finished()
+        p.finished = p.finished or p.why_ended(config)

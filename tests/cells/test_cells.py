@@ -20,6 +20,7 @@ from mogrifier_lm.evaluators.static import Static
 from mogrifier_lm.kernels.recurrence import Options, State, Weights
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training import checkpoint
 from mogrifier_lm.training.averaging import Averaging
 from mogrifier_lm.training.optim import build_optimizer
@@ -61,7 +62,7 @@ def trainer_of(folder: Path, steps: int) -> Trainer:
         regularization=RegularizationConfig(state_dropout=0.2, weight_dropout=0.2, reset_state=0.1),
         config=TrainerConfig(bptt=7, batch_size=4, max_steps=steps, max_epochs=None),
         validate=lambda: Score(nats=1.0, tokens=1, words=1, bytes=1),
-        run_dir=folder,
+        files=RunFolder(folder),
         seed=0,
     )
 
@@ -87,12 +88,12 @@ def test_a_run_that_is_cut_goes_on_to_the_same_weights(tmp_path):
     whole = trainer_of(tmp_path / "whole", 12)
     whole.fit()
     trainer_of(tmp_path / "parts", 5).fit()
-    with safe_open(tmp_path / "parts" / checkpoint.LAST, "pt") as file:
+    with safe_open(RunFolder(tmp_path / "parts").last, "pt") as file:
         assert {k for k in file.keys() if k.startswith("state")} == {"state.0.h", "state.1.h"}  # noqa: SIM118
     resumed = trainer_of(tmp_path / "parts", 12)
     resumed.load()
     resumed.fit()
-    once, twice = (checkpoint.load(tmp_path / k / checkpoint.LAST)[0] for k in ("whole", "parts"))
+    once, twice = (checkpoint.load(RunFolder(tmp_path / k).last)[0] for k in ("whole", "parts"))
     for name, value in once.items():
         assert torch.equal(value, twice[name]), name
 

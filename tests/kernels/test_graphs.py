@@ -12,6 +12,7 @@ from mogrifier_lm.kernels import graphs
 from mogrifier_lm.kernels.graphs import Graphed
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training.averaging import Averaging
 from mogrifier_lm.training.optim import build_optimizer
 from mogrifier_lm.training.trainer import Trainer
@@ -42,7 +43,7 @@ def weights_after(
             max_steps=steps, bptt=10, valid_every=steps // 2, lr_drop=0.5, precision=precision
         ),
         validate=lambda: Score(nats=1.0, tokens=1, words=1, bytes=1),
-        run_dir=folder,
+        files=RunFolder(folder),
         seed=0,
     )
     trainer.fit()

@@ -19,6 +19,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import _call
 from mogrifier_lm.launch.commands import prepare_data
 from mogrifier_lm.runs.build import saved_tokenizer
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.runs.run import run
 from tests.conftest import ROOT, compose_config
 
@@ -33,8 +34,8 @@ def trained(request: pytest.FixtureRequest, small: list[str], tmp_path: Path) ->
     config = validate(compose_config([*small, *request.param]))
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    save_config(config, run_dir)
-    run(config, run_dir)
+    save_config(config, RunFolder(run_dir).config)
+    run(config, RunFolder(run_dir))
     return run_dir
 
 
@@ -75,7 +76,7 @@ def test_the_words_add_up_to_the_score(
         assert (trained / name).stat().st_size > 500
     table = rows(saved.read_text().partition("\n")[2])
     lines = (text_dir / "test.txt").read_text().splitlines()
-    tokenizer = saved_tokenizer(trained)
+    tokenizer = saved_tokenizer(RunFolder(trained))
     known = tokenizer.decode_words(tokenizer.encode(lines))
     assert [word for word, _ in table] == known
     assert sum(nats for _, nats in table) == pytest.approx(static["nats"], rel=1e-5)

@@ -17,13 +17,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from mogrifier_lm.config import validate
-from mogrifier_lm.files import locked, write_json
+from mogrifier_lm.files import write_json
 from mogrifier_lm.kernels.recurrence import resolve
 from mogrifier_lm.launch import cli
 from mogrifier_lm.launch.job import as_values, run_in
 from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.runs.build import build_model
-from mogrifier_lm.training.checkpoint import BEST
+from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import ROOT, compose_config
 from tests.runs.test_run import command, train
 
@@ -82,12 +82,12 @@ def test_a_killed_sweep_goes_on_by_the_same_command(small: list[str], tmp_path: 
             process.send_signal(signal.SIGKILL)
         time.sleep(0.01)
     assert process.wait() == -signal.SIGKILL, "the sweep ended before it could be killed"
-    finished = (sweep_dir / "0" / BEST).stat().st_mtime_ns
+    finished = RunFolder(sweep_dir / "0").best.stat().st_mtime_ns
     assert not (sweep_dir / "1/summary.json").exists()
     done = train(arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "sweep/0 is completed: skipped" in done.stdout and "going on after step" in done.stdout
-    assert (sweep_dir / "0" / BEST).stat().st_mtime_ns == finished
+    assert RunFolder(sweep_dir / "0").best.stat().st_mtime_ns == finished
     assert [row["status"] for row in rows(sweep_dir)] == ["completed"] * 4
     assert [(row["model.rounds"], row["seed"]) for row in rows(sweep_dir)] == [
         ("0", "1"), ("0", "2"), ("2", "1"), ("2", "2")]  # fmt: skip
@@ -132,7 +132,7 @@ def test_runs_side_by_side(small: list[str], tmp_path: Path) -> None:
 
 def test_a_run_has_one_process_at_a_time(small: list[str], tmp_path: Path) -> None:
     sweep = ["-m", *small, "seed=1", f"hydra.sweep.dir={tmp_path}/sweep"]
-    with locked(tmp_path / "sweep" / "0"):
+    with RunFolder(tmp_path / "sweep" / "0").locked():
         write_json(tmp_path / "sweep/0/overrides.json", as_values([*small, "seed=1"]))
         done = train(sweep, tmp_path)
         assert done.returncode == 1
@@ -188,7 +188,7 @@ def test_a_run_stopped_by_its_launcher_is_interrupted(
 
     monkeypatch.setattr("mogrifier_lm.runs.run.run", stopped)
     with pytest.raises(SystemExit):
-        run_in(compose_config(), tmp_path, [], in_sweep=True)
+        run_in(compose_config(), RunFolder(tmp_path), [], in_sweep=True)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "interrupted" and "time limit" in summary["error"]
 

@@ -71,7 +71,7 @@ def test_mean_and_standard_deviation() -> None:
 
 def test_table_has_a_row_per_group_and_failures_are_told_apart(sweep: Path) -> None:
     runs = read_runs([sweep])
-    assert [run.dir.name for run in runs] == ["0", "1", "2", "3", "10"]
+    assert [run.folder.path.name for run in runs] == ["0", "1", "2", "3", "10"]
     assert swept(runs) == ["model.rounds"]
     two, ten = group_table(runs)  # 10 comes after 2
     assert two == {

@@ -11,6 +11,7 @@ from mogrifier_lm.config import load_config, save_config, validate
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.runs import build
 from mogrifier_lm.runs.build import Size, build_model, check_training_memory, model_size
+from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import compose_config, train
 
 
@@ -61,14 +62,14 @@ def test_a_config_is_compared_with_its_checkpoint_before_memory_is_taken(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(small, tmp_path)
-    config = load_config(tmp_path)
+    config = load_config(RunFolder(tmp_path).config)
     config.model.hidden_size, config.model.num_layers = 4000, 3
-    save_config(config, tmp_path)
+    save_config(config, RunFolder(tmp_path).config)
     monkeypatch.setattr(build, "build_model", lambda *_: pytest.fail("it was built"))
-    with pytest.raises(UserError, match="does not fit config.yaml and the tokenizer: it has"):
+    with pytest.raises(UserError, match="does not fit the config and the tokenizer: it has"):
         load_model(tmp_path)
     from mogrifier_lm.runs import run
 
     monkeypatch.setattr(run, "build_model", build.build_model)
-    with pytest.raises(UserError, match="last.*does not fit config.yaml"):
-        run.run(config, tmp_path)
+    with pytest.raises(UserError, match="last.*does not fit the config"):
+        run.run(config, RunFolder(tmp_path))

@@ -18,6 +18,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators.rounds import Rounds
 from mogrifier_lm.evaluators.static import Static
 from mogrifier_lm.runs.evaluate import compare_runs, evaluate_run
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training import checkpoint
 from tests.conftest import ROOT
 
@@ -97,15 +98,18 @@ def test_models_that_know_other_words_are_not_compared_silently(
         f"hydra.run.dir={tmp_path}/fewer",
     ], tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    sides = [[(load_config(path), path)] for path in (runs / "r2", tmp_path / "fewer")]
+    sides = [
+        [(load_config(RunFolder(path).config), RunFolder(path))]
+        for path in (runs / "r2", tmp_path / "fewer")
+    ]
     with caplog.at_level(logging.INFO):
         compare_runs(sides)
     share = r"test: \d+\.\d\d % of the words are <unk> to A, \d+\.\d\d % to B"
     assert re.search(share, caplog.text)
     (folder / "test.txt").write_text("another text\n")
-    other = load_config(tmp_path / "fewer")
+    other = load_config(tmp_path / "fewer/config.yaml")
     with pytest.raises(UserError, match="the test text is not the one of the run"):
-        compare_runs([sides[0], [(other, tmp_path / "fewer")]])
+        compare_runs([sides[0], [(other, RunFolder(tmp_path / "fewer"))]])
     for wrong in ([], [*sides[0], *sides[0]]):
         with pytest.raises(UserError, match="a side has no run, or one run twice"):
             compare_runs([sides[0], wrong])
@@ -130,12 +134,12 @@ def test_a_damaged_run_is_one_clear_line(damage: str, runs: Path, tmp_path: Path
     else:
         (tmp_path / "run" / name).write_bytes(content)
     with pytest.raises(UserError, match=expected):
-        evaluate_run(load_config(tmp_path / "run"), tmp_path / "run")
+        evaluate_run(load_config(tmp_path / "run/config.yaml"), RunFolder(tmp_path / "run"))
 
 
 def test_weights_that_cannot_be_used_are_named(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "r2", tmp_path / "run")
-    path = tmp_path / "run" / checkpoint.BEST
+    path = RunFolder(tmp_path / "run").best
     tensors, values = checkpoint.load(path)
     tensors["output_bias"][3] = math.nan
     checkpoint.save(path, tensors, values)
@@ -151,12 +155,12 @@ def test_what_is_scored_is_kept_when_a_later_evaluator_fails(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(runs / "r2", tmp_path / "run")
-    config = load_config(tmp_path / "run")
+    config = load_config(tmp_path / "run/config.yaml")
     config.evaluators.static = Static(window=7)
     config.evaluators.rounds = Rounds()
     monkeypatch.setattr(Rounds, "score", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate_run(config, tmp_path / "run")
+        evaluate_run(config, RunFolder(tmp_path / "run"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["test"]["static"]["window"] == 7
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mogrifier_lm import load_model
-from mogrifier_lm.training.checkpoint import BEST, LAST
+from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import ROOT
 
 
@@ -45,7 +45,8 @@ def test_a_run_leaves_the_documented_files(small: list[str], tmp_path: Path) -> 
     names = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
     assert names >= {
         "config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "train.log",
-        "curves.png", "tokenizer.json", str(BEST), str(LAST),
+        "curves.png", "tokenizer.json",
+        "checkpoints/best/model.safetensors", "checkpoints/last/state.safetensors",
     }  # fmt: skip
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["status"] == "completed" and summary["steps"] == 12
@@ -109,13 +110,13 @@ def test_a_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(
         kills += process.returncode == -signal.SIGKILL
         arguments = [f"resume={cut}"]
     assert kills == 3, "the run ended before it could be killed"
-    assert (cut / LAST).is_file() and not (cut / "summary.json").exists()
+    assert RunFolder(cut).last.is_file() and not (cut / "summary.json").exists()
     done = train(arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     assert figures(cut) == figures(whole)
     assert metrics(cut) == metrics(whole)
-    for name in (BEST, LAST):
-        ours, theirs = load_file(cut / name), load_file(whole / name)
+    for name in ("best", "last"):
+        ours, theirs = (load_file(getattr(RunFolder(path), name)) for path in (cut, whole))
         assert ours.keys() == theirs.keys()
         assert all(ours[key].equal(theirs[key]) for key in ours)
 

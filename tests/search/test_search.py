@@ -16,7 +16,6 @@ import optuna
 import pytest
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import locked
 from mogrifier_lm.launch import cli
 from mogrifier_lm.launch.commands import report as report_command
 from mogrifier_lm.launch.commands import search as search_command
@@ -25,6 +24,7 @@ from mogrifier_lm.reports.folders import STUDY, read_runs
 from mogrifier_lm.reports.page import page
 from mogrifier_lm.reports.report import write_report
 from mogrifier_lm.reports.trials import NAME, importances, storage
+from mogrifier_lm.runs.folder import RunFolder, locked
 from mogrifier_lm.search.ranges import SPACES, Range, read_space
 from mogrifier_lm.search.search import Search, TrialRun
 from tests.conftest import ROOT, table_rows
@@ -106,7 +106,7 @@ def test_a_search_that_is_cut_goes_on_by_the_same_command(small: list[str], tmp_
 
 
 def running(study: optuna.Study, folder: Path, overrides: list[str]) -> TrialRun:
-    return TrialRun(study.ask(), folder, overrides)
+    return TrialRun(study.ask(), RunFolder(folder), overrides)
 
 
 def test_a_hopeless_run_is_ended_and_one_that_fails_is_told(
@@ -127,7 +127,7 @@ def test_a_hopeless_run_is_ended_and_one_that_fails_is_told(
     assert all(run.process.poll() is not None for run in runs)
     pruned = study.trials[1]
     assert list(pruned.intermediate_values) == [1, 2], "not at the first validation"
-    summary = runs[0].summary()
+    summary = runs[0].folder.read_summary()
     assert summary["status"] == "pruned" and summary["seed"] == 1
     assert math.log(summary["best_ppl"]) <= min(pruned.intermediate_values.values())
     assert re.match(r"trial 1 pruned: validation perplexity [\d.]+ after", runs[0].outcome())

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from mogrifier_lm.training.checkpoint import LAST
+from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import ROOT
 from tests.launch.test_sweep import rows
 from tests.runs.test_run import metrics
@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_by_the_same_command(new_sweep: NewSweep) -> None:
                       "trainer.max_steps=1500", "trainer.valid_every=500",
                       "trainer.checkpoint_minutes=0.01")  # fmt: skip
     sweep.start()
-    until((sweep.dir / "1" / LAST).is_file)
+    until(RunFolder(sweep.dir / "1").last.is_file)
     show("squeue -o %i,%j,%t,%N")
     process = process_of(1)
     print(f"\n$ kill -KILL {process}")

@@ -13,8 +13,9 @@ from mogrifier_lm.config import Config, validate
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.commands.dashboard import main
 from mogrifier_lm.launch.job import tracked_run
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.tracking import dashboard
-from mogrifier_lm.tracking.tracker import read_offline
+from mogrifier_lm.tracking.offline import read_offline
 from tests.conftest import compose_config
 from tests.wandb_stand_in import WandbStandIn
 
@@ -41,7 +42,7 @@ def test_panels_show_what_runs_log(small: list[str], tmp_path: Path) -> None:
     assert first["groupArea"] == "stddev"
 
     config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=offline"]))
-    tracked_run(config, tmp_path, [])
+    tracked_run(config, RunFolder(tmp_path), [])
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     logged = read_offline(folder)
     rows = [set(row) for row in logged["history"]]

@@ -12,8 +12,9 @@ from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.launch.job import tracked_run
 from mogrifier_lm.reports.folders import Run, ended, read_runs
 from mogrifier_lm.reports.report import write_report
+from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.tracking.offline import read_offline
 from mogrifier_lm.tracking.sweep_summary import track_sweep
-from mogrifier_lm.tracking.tracker import read_offline
 from tests.conftest import compose_config
 from tests.runs.test_run import train
 from tests.tracking.test_tracker import sync
@@ -86,8 +87,8 @@ def test_the_model_of_a_run_is_an_artifact_that_loads(
 ) -> None:
     options = ["tracker=wandb", "tracker.mode=online", "tracker.artifacts=true"]
     config = validate(compose_config([*small, *options]))
-    save_config(config, tmp_path)
-    tracked_run(config, tmp_path, [])
+    save_config(config, RunFolder(tmp_path).config)
+    tracked_run(config, RunFolder(tmp_path), [])
     (artifact,) = server.artifacts.values()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert json.loads(artifact["metadata"])["test/static/ppl"] == summary["test"]["static"]["ppl"]
@@ -101,7 +102,12 @@ def test_the_model_of_a_run_is_an_artifact_that_loads(
 
 def test_a_sweep_has_ended_when_each_run_has() -> None:
     def of(seed: str, status: str, at: float = 0.0) -> Run:
-        return Run(dir=Path(seed), overrides={"seed": seed}, summary={"status": status}, ended=at)
+        return Run(
+            folder=RunFolder(seed),
+            overrides={"seed": seed},
+            summary={"status": status},
+            ended=at,
+        )
 
     grid = [{"seed": "1"}, {"seed": "2"}]
     completed = of("1", "completed", 5)

@@ -15,8 +15,10 @@ import pytest
 from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.job import short_name, tracked_run
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.tracking import tracker as tracking
-from mogrifier_lm.tracking.tracker import Tracker, build_tracker, read_offline
+from mogrifier_lm.tracking.offline import read_offline
+from mogrifier_lm.tracking.tracker import Tracker, build_tracker
 from tests.conftest import ROOT, compose_config
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
@@ -36,7 +38,7 @@ def build(run_dir: Path, **changes: Any) -> Tracker:
         "name": "model.rounds=5",
         "tags": ["ptb", "mogrifier"],
     }
-    return build_tracker(run_dir=run_dir, **(settings | changes))
+    return build_tracker(folder=run_dir, rows=RunFolder(run_dir).rows(), **(settings | changes))
 
 
 def row(step: int) -> dict[str, float]:
@@ -129,8 +131,11 @@ def test_a_model_is_an_artifact(server: WandbStandIn, tmp_path: Path, mode: str)
     file = Path("checkpoints/best/model.safetensors")
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_bytes(b"weights")
+    (tmp_path / "summary.json").write_text("{}")
     with build(tmp_path, mode=mode) as tracker:
-        tracker.log_model(tmp_path, [file], {"valid": {"static": {"ppl": 3.5}}})
+        tracker.log_model(
+            tmp_path, [file, Path("summary.json")], {"valid": {"static": {"ppl": 3.5}}}
+        )
     if mode == "offline":
         assert not server.artifacts
         sync(*tmp_path.glob("wandb/offline-run-*"))
@@ -138,7 +143,7 @@ def test_a_model_is_an_artifact(server: WandbStandIn, tmp_path: Path, mode: str)
     assert artifact["committed"] and artifact["artifactTypeName"] == "model"
     assert json.loads(artifact["metadata"]) == {"valid/static/ppl": 3.5}
     assert artifact["files"][str(file)] == b"weights"
-    assert json.loads(artifact["files"]["summary.json"]) == {"valid": {"static": {"ppl": 3.5}}}
+    assert artifact["files"]["summary.json"] == b"{}"
 
 
 def test_runs_of_one_process_are_distinct(
@@ -304,7 +309,7 @@ def test_training_goes_on_without_its_server(
     monkeypatch.setattr(Tracker, "log", stop_at_third)
     config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=online"]))
     began = time.perf_counter()
-    tracked_run(config, tmp_path, [])
+    tracked_run(config, RunFolder(tmp_path), [])
     assert time.perf_counter() - began < 60  # of which 2 wait for the server
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "completed"
@@ -322,15 +327,15 @@ def test_a_run_cut_before_its_first_validation_keeps_its_id(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = validate(compose_config([*small, "tracker=wandb", "tracker.mode=offline"]))
-    save_config(config, tmp_path)
+    save_config(config, RunFolder(tmp_path).config)
 
     def cut(tracker: Tracker, metrics: Mapping[str, float]) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Tracker, "log", cut)
-        tracked_run(config, tmp_path, [])
-    tracked_run(config, tmp_path, [])
+        tracked_run(config, RunFolder(tmp_path), [])
+    tracked_run(config, RunFolder(tmp_path), [])
     parts = [folder.name for folder in tmp_path.glob("wandb/offline-run-*")]
     assert len(parts) == 2 and len({name.split("-")[3] for name in parts}) == 1, parts
 

@@ -17,6 +17,7 @@ from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import draw_masks
 from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training.averaging import Averaging
 from mogrifier_lm.training.optim import build_optimizer
 from mogrifier_lm.training.trainer import Trainer
@@ -49,7 +50,7 @@ def trainer_of(
         regularization=RegularizationConfig(**(regularization or {})),
         config=config,
         validate=validate,
-        run_dir=folder,
+        files=RunFolder(folder),
         seed=3,
     )
 
@@ -103,7 +104,7 @@ def test_a_recipe_for_summed_loss_is_that_for_mean_loss_times_the_window(tmp_pat
         tmp_path / "b", {"lr": 1.0 / T}, {"l2": 0.01 * T}, clip=0.2 * T, loss_per="window"
     )
     for trainer in (mean, summed):
-        trainer.run_dir.mkdir()
+        trainer.files.metrics.parent.mkdir()
         trainer.fit()
     torch.testing.assert_close(weights(mean.model), weights(summed.model))
 

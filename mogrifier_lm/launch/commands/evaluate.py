@@ -14,7 +14,6 @@ to train.py: data.dir, data.cache_dir, trainer.device, trainer.threads.
 import logging
 import sys
 from functools import partial
-from pathlib import Path
 
 import yaml
 
@@ -23,6 +22,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
 from mogrifier_lm.launch.job import compose
 from mogrifier_lm.reports.table import score_table
+from mogrifier_lm.runs.folder import RunFolder
 
 # What may be given beside the run itself, which is scored as it was trained.
 SCORABLE = ("evaluators", "data.dir=", "data.cache_dir=", "trainer.device=", "trainer.threads=")
@@ -34,8 +34,9 @@ def main(*overrides: str, run: str = "", compare: str = "") -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     node = compose(overrides)
 
-    def load(folder: str) -> tuple[Config, Path]:
-        return resume_config(node, Path(folder), overrides, SCORABLE), Path(folder)
+    def load(path: str) -> tuple[Config, RunFolder]:
+        folder = RunFolder(path)
+        return resume_config(node, folder.config, overrides, SCORABLE), folder
 
     if run:
         config, folder = load(run)

@@ -11,27 +11,28 @@ from pathlib import Path
 
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
-from mogrifier_lm.reports.folders import is_run, read_runs
+from mogrifier_lm.reports.folders import read_runs
 from mogrifier_lm.reports.page import page
 from mogrifier_lm.reports.plots import plot_curves
 from mogrifier_lm.reports.report import markdown, write_report
 from mogrifier_lm.reports.table import final_table
+from mogrifier_lm.runs.folder import REPORT, RunFolder, Status
 
 
 def main(*folders: Path, out: Path | None = None, html: Path | None = None) -> None:
     if not folders:
         raise UserError("no folder given: python scripts/report.py DIR")
     runs = read_runs(folders)
-    if len(runs) == 1 and is_run(folders[0]):
+    if len(runs) == 1 and RunFolder(folders[0]).is_run():
         (run,) = runs
-        if (run.dir / "metrics.jsonl").is_file() and (curves := plot_curves(run.dir)):
+        if run.folder.metrics.is_file() and (curves := plot_curves(run.folder)):
             print(curves)
-        done = run.status == "completed"
-        print(final_table(run.summary, run.dir) if done else f"{run.dir}: {run.status}")
+        done = run.status == Status.COMPLETED
+        print(final_table(run.summary, run.folder.path) if done else f"{run.folder}: {run.status}")
     else:
         if len(folders) > 1 and out is None:
             raise UserError("several folders: give out=FOLDER for the merged report")
-        out = out or folders[0] / "report"
+        out = out or folders[0] / REPORT
         write_report(runs, out)
         print(f"{markdown(runs)}\n{out}")
     if html:

@@ -1,0 +1,168 @@
+"""The folder of a run, which this module alone owns: its files, status, lock, and what they say.
+
+Every file in it is written whole or not at all, but for the two that grow line by line.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import ORPHANS, read_json, write_json
+from mogrifier_lm.terminal import shown
+
+MULTIRUN = "multirun.yaml"
+"""In the folder of a sweep: its command, written by Hydra before the first run."""
+REPORT = "report"
+"""The folder, in that of a sweep or a search, where its report lies."""
+
+
+class Status(StrEnum):
+    """How a run stands, as summary.json says; of one without that file nobody has said."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    PRUNED = "pruned"  # given up by a search
+    UNFINISHED = "unfinished"  # no summary.json: it is at work, or was killed
+
+
+class RunFolder:
+    """The folder of a run and its files, which need not be there.
+
+    Attributes:
+        path: of the folder.
+        config: the resolved config; with it the run has begun.
+        overrides: key → value of the command line: what tells the run from others of its sweep.
+        provenance: code, versions, machine, data; see `runs.provenance`.
+        tokenizer: of its text; sentencepiece's own model lies beside it.
+        metrics: one object a line for each event of training.
+        summary: how it ended, and its scores.
+        tuning: what evaluators have tried.
+        best: the best weights by validation perplexity.
+        last: all that training depends on, as of the last checkpoint.
+        curves: a plot of the metrics.
+        log: what the run says, and tracebacks.
+        wandb: W&B's id of the run.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.overrides = self.path / "overrides.json"
+        self.provenance = self.path / "provenance.json"
+        self.tokenizer = self.path / "tokenizer.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.tuning = self.path / "tuning.json"
+        self.best = self.path / "checkpoints" / "best" / "model.safetensors"
+        self.last = self.path / "checkpoints" / "last" / "state.safetensors"
+        self.curves = self.path / "curves.png"
+        self.log = self.path / "train.log"
+        self.wandb = self.path / "wandb.json"
+
+    def __str__(self) -> str:
+        return str(shown(self.path))
+
+    def is_run(self) -> bool:
+        """Whether a run has left anything here."""
+        return any(file.is_file() for file in (self.overrides, self.summary, self.config))
+
+    def has_begun(self) -> bool:
+        """Whether there is a run to go on with."""
+        return self.config.is_file()
+
+    def has_trained(self) -> bool:
+        """Whether there are checkpoints, which another run must not take."""
+        return self.last.is_file() or self.best.is_file()
+
+    def sweep(self) -> Path | None:
+        """The folder of the sweep that the run is of; None where it is of none."""
+        parent = self.path.resolve().parent
+        return parent if (parent / MULTIRUN).is_file() else None
+
+    def model_files(self) -> list[Path]:
+        """What `load_model` and a reader of scores need of the folder, as names in it."""
+        model = self.tokenizer.with_suffix(".model")
+        wanted = (self.config, self.tokenizer, model, self.best, self.summary)
+        return [file.relative_to(self.path) for file in wanted if file.is_file()]
+
+    def read_summary(self) -> dict[str, Any]:
+        """What summary.json holds; {} where there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return read_json(self.summary)
+
+    def end(self, status: Status, error: str, **values: Any) -> None:
+        """Write how a run ended that has not completed."""
+        write_json(self.summary, {"status": status, "error": error, **values})
+
+    def rows(self, with_key: str = "") -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl, those with a key if one is given.
+
+        A line that is not whole, as the last of a run at work or of one that was killed, is none.
+        """
+        if not self.metrics.is_file():
+            return
+        with open(self.metrics, "rb") as file:
+            for line in file:
+                if with_key.encode() in line:
+                    try:
+                        row = json.loads(line)
+                    except (ValueError, RecursionError):
+                        continue
+                    if isinstance(row, dict) and (not with_key or with_key in row):
+                        yield row
+
+    @contextmanager
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """As `locked`; what killed writers have left is removed first."""
+        with locked(self.path, wait):
+            for folder in (self.path, self.best.parent, self.last.parent):
+                for orphan in folder.glob(ORPHANS):
+                    orphan.unlink(missing_ok=True)
+            yield
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a folder, which one process at a time may write to; ends with the process at latest.
+
+    Args:
+        folder: is made if it is not there.
+        wait: until it is free.
+
+    Raises:
+        UserError: another process holds it, and `wait` is false; it cannot be written to.
+    """
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is at work in {shown(folder)}: wait for its end, or end it"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{shown(folder)} cannot be written to ({error.strerror}): take a copy of it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sweep_name(folder: Path) -> str:
+    """The folder's name; of one that is named by date and time, both."""
+    folder = folder.resolve()
+    by_time = re.fullmatch(r"\d\d-\d\d-\d\d(_\d+)?", folder.name)
+    return "_".join(folder.parts[-2:]) if by_time else folder.name
