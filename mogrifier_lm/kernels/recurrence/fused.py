@@ -138,7 +138,7 @@ def _forward(
     inputs_TB4H = None
     if not w.rounds and o.cell != "rlstm":  # x is not gated: its product waits for no state
         rows = x_TBI.flatten(0, 1)
-        inputs_TB4H = _multiply(x_TBI.new_empty(T * B, 4 * H), rows, w.ih, w.bias).view(T, B, -1)
+        inputs_TB4H = _multiply(x_TBI.new_empty(T * B, 4 * H), rows, w.ih, w.bias).view(T, B, 4 * H)
     for t in range(T):
         a = t % S
         m_t = None if mask is None else mask[min(t, mask.shape[0] - 1)]

@@ -131,29 +131,6 @@ def test_round_matrices_reproduce_a_step(options, backend):
 
 
 @each_backend
-def test_the_community_version_is_an_option(backend):
-    """github RMichaelSwan/MogrifierLSTM: one Q and one R for all rounds, full rank, no bias."""
-    layer = MogrifierLSTM(I, H, rounds=5, share_rounds=True, round_bias=False, backend=backend)
-    q, r = nn.Linear(H, I, bias=False), nn.Linear(I, H, bias=False)
-    layer.load_state_dict(
-        layer.state_dict() | {"round1_weight_l0": q.weight, "round2_weight_l0": r.weight}
-    )
-    assert sum(name.startswith("round") for name in layer.state_dict()) == 2
-    cell = nn.LSTMCell(I, H)
-    cell.load_state_dict({name: getattr(layer, f"{name}_l0") for name in cell.state_dict()})
-    x_TBI, (h, c) = torch.randn(T, B, I), (torch.randn(B, H), torch.randn(B, H))
-    output, _ = layer(x_TBI, (h.unsqueeze(0), c.unsqueeze(0)))
-    for t, x in enumerate(x_TBI):
-        for i in range(1, 6):
-            if i % 2 == 0:
-                h = (2 * torch.sigmoid(r(x))) * h
-            else:
-                x = (2 * torch.sigmoid(q(h))) * x
-        h, c = cell(x, (h, c))
-        torch.testing.assert_close(output[t], h)
-
-
-@each_backend
 def test_the_cap_keeps_the_cell_state_within_one(backend):
     layer = MogrifierLSTM(I, H, cap_input_gate=True, backend=backend)
     with torch.no_grad():
@@ -179,7 +156,8 @@ def test_dropout_stands_between_layers_in_training_mode_only(backend):
     assert torch.equal(h[0], plain(x)[1][0][0])
     assert torch.equal(output, layer.train()(torch.randn(T, B, I))[0])
     assert output.abs().min() > 0
-    single = MogrifierLSTM(I, H, dropout=1.0, backend=backend)
+    with pytest.warns(UserWarning, match="dropout=1.0 stands between layers"):
+        single = MogrifierLSTM(I, H, dropout=1.0, backend=backend)
     assert single(x)[0].abs().min() > 0
 
 
@@ -257,6 +235,8 @@ def test_gates_start_near_one():
         ({"rank": 0}, "rank is 0"),
         ({"dropout": 1.5}, "dropout is 1.5"),
         ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"dropout": True}, "dropout is True"),
+        ({"proj_size": 3}, "proj_size is 3.*not supported"),
         ({"backend": "fast"}, "backend is 'fast'.*reference"),
     ],
     ids=str,
@@ -266,7 +246,7 @@ def test_a_wrong_argument_is_named(arguments, message):
         MogrifierLSTM(**({"input_size": I, "hidden_size": H} | arguments))
 
 
-@pytest.mark.parametrize("arguments", [{"round": 5}, {"bidirectional": True}, {"proj_size": 3}])
+@pytest.mark.parametrize("arguments", [{"round": 5}, {"cell": "rlstm"}])
 def test_an_unknown_argument_is_an_error(arguments):
     with pytest.raises(TypeError, match=next(iter(arguments))):
         MogrifierLSTM(I, H, **arguments)
@@ -302,10 +282,104 @@ def test_a_wrong_cell_state_is_named():
         MogrifierLSTM(I, H)(torch.zeros(T, B, I), (torch.zeros(1, B, H), torch.zeros(1, B, I)))
 
 
-def test_a_packed_sequence_is_refused_with_what_to_do():
-    packed = nn.utils.rnn.pack_padded_sequence(torch.zeros(T, B, I), [6, 4, 2])
-    with pytest.raises(TypeError, match="PackedSequence.*pad"):
-        MogrifierLSTM(I, H)(packed)
+@pytest.mark.parametrize("bias", [5, 0, None, 1.0])
+def test_a_bias_that_is_no_bool_is_an_error(bias):
+    """It stood where rounds once did."""
+    with pytest.raises(TypeError, match=f"bias is {bias}, it must be True or False; rounds is a k"):
+        MogrifierLSTM(I, H, 1, bias)
+
+
+def test_a_state_of_one_tensor_is_an_error():
+    with pytest.raises(TypeError, match="one tensor, expected two"):
+        MogrifierLSTM(I, H)(torch.zeros(T, B, I), torch.zeros(2, 1, B, H))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_device_and_dtype_are_those_of_the_parameters(dtype):
+    layer = MogrifierLSTM(I, H, device="cpu", dtype=dtype)
+    assert {p.dtype for p in layer.parameters()} == {dtype}
+    output, (h, c) = layer(torch.randn(T, B, I, dtype=dtype))
+    assert output.dtype == h.dtype == c.dtype == dtype and output.isfinite().all()
+    meta = MogrifierLSTM(I, H, device="meta")
+    assert all(p.is_meta for p in meta.parameters())
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_an_input_of_another_dtype_is_an_error(rounds, dtype, backend):
+    layer = MogrifierLSTM(I, H, rounds=rounds, backend=backend)
+    with pytest.raises((ValueError, RuntimeError), match="[Ff]loat|dtype"):
+        layer(torch.ones(T, B, I).to(dtype))
+
+
+def test_each_direction_has_rounds_of_its_own():
+    layer = MogrifierLSTM(I, H, num_layers=2, bidirectional=True, rounds=3, rank=2)
+    assert "round3_left_l1_reverse" in layer.state_dict()
+    for index in range(2):
+        ahead, back = layer.round_matrices(index), layer.round_matrices(index, reverse=True)
+        size = I if index == 0 else 2 * H
+        assert [w.shape for w, _ in ahead] == [(size, H), (H, size), (size, H)]
+        assert all(not torch.equal(a, b) for (a, _), (b, _) in zip(ahead, back, strict=True))
+    x = torch.randn(T, B, I)
+    output, (h_n, _) = layer(x)
+    assert output.shape == (T, B, 2 * H) and h_n.shape == (4, B, H)
+    assert torch.equal(output[-1, :, :H], h_n[2]) and torch.equal(output[0, :, H:], h_n[3])
+
+
+@each_backend
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_packed_sequence_is_each_sequence_alone(bidirectional, backend):
+    layer = MogrifierLSTM(I, H, num_layers=2, bidirectional=bidirectional, backend=backend)
+    sequences = [torch.randn(length, I) for length in (2, 6, 6, 1, 4)]
+    h, c = states(4 if bidirectional else 2, 5)
+    packed = nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+    output, (h_n, c_n) = layer(packed, (h, c))
+    padded, lengths = nn.utils.rnn.pad_packed_sequence(output)
+    for b, sequence in enumerate(sequences):
+        expected, (h_b, c_b) = layer(sequence, (h[:, b], c[:, b]))
+        torch.testing.assert_close(padded[: lengths[b], b], expected)
+        torch.testing.assert_close((h_n[:, b], c_n[:, b]), (h_b, c_b))
+
+
+@each_backend
+@pytest.mark.parametrize("rounds", range(7))
+def test_weights_of_the_community_version_compute_what_it_does(rounds, backend):
+    """Its formulas, written down anew: products from the left, batch first."""
+    shapes = {"Wih": (I, 4 * H), "Whh": (H, 4 * H), "bih": (4 * H,), "bhh": (4 * H,),
+              "Q": (H, I), "R": (I, H)}  # fmt: skip
+    w = {name: torch.randn(shape) / 3 for name, shape in shapes.items()}
+    layer = MogrifierLSTM.from_moglstm(w, rounds, backend=backend)
+    x_BTI, (h, c) = torch.randn(B, T, I), states(1, B)
+    output, (h_n, c_n) = layer(x_BTI, (h, c))
+    h, c = h[0], c[0]
+    for t in range(T):
+        x = x_BTI[:, t]
+        for i in range(1, rounds + 1):
+            if i % 2 == 0:
+                h = 2 * torch.sigmoid(x @ w["R"]) * h
+            else:
+                x = 2 * torch.sigmoid(h @ w["Q"]) * x
+        i, f, g, o = (x @ w["Wih"] + w["bih"] + h @ w["Whh"] + w["bhh"]).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        torch.testing.assert_close(output[:, t], h, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((h_n[0], c_n[0]), (h, c), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_weights_of_torch_lstm_are_taken_over(rounds):
+    theirs = nn.LSTM(I, H, num_layers=2, batch_first=True, bidirectional=True).double()
+    ours = MogrifierLSTM.from_lstm(theirs, rounds=rounds)
+    assert ours.weight_hh_l1_reverse.dtype == torch.float64
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)
+    x = torch.randn(B, T, I, dtype=torch.float64)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if name.startswith("round"):
+                parameter.zero_()  # gates of 1
+    assert_same(ours(x), theirs(x))
 
 
 def test_the_package_offers_the_layer_and_it_names_itself():
