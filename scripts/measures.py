@@ -10,6 +10,7 @@ kernel that is not the definition (reference.py) is counted beside the core.
 import argparse
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -143,6 +144,13 @@ def long_files(package: Path = PACKAGE) -> list[tuple[str, int]]:
     return sorted(((k, n) for k, n in counts.items() if n > MOST_LINES), key=lambda item: -item[1])
 
 
+def hour(readme: Path = ROOT / "README.md", package: Path = PACKAGE) -> dict[str, int]:
+    """File → code lines of what README lists for an hour's reading, in its order."""
+    section = readme.read_text().partition("## Reading the code")[2].partition("\n## ")[0]
+    names = re.findall(r"`([\w/]+\.py)`", "".join(re.findall(r"^\d+\. .*$", section, re.M)))
+    return {name: code_lines((package / name).read_text()) for name in names}
+
+
 def spellers(folders: Iterable[Path] = (PACKAGE, ROOT / "scripts")) -> dict[str, list[str]]:
     """File → the names of files of a run's folder that stand in its code, docstrings left out."""
     found = {}
@@ -181,6 +189,7 @@ def main() -> None:
     graph = imports()
     for what, lines in sizes().items():
         print(f"{lines:6,}  {what}")
+    print(f"{sum(hour().values()):6,}  the hour's reading, {len(hour())} files")
     found = {
         f"files over {MOST_LINES} lines": [f"{name} {n}" for name, n in long_files()],
         f"functions over {MOST_LINES_OF_FUNCTION} lines": [f"{k} {n}" for k, n in long_functions()],

@@ -38,6 +38,11 @@ def test_the_core_is_small() -> None:
     assert 1000 < measures.sizes()["core"] <= MOST_CODE
 
 
+def test_the_hour_of_reading_is_one() -> None:
+    assert len(measures.hour()) > 20
+    assert 1500 < sum(measures.hour().values()) <= 2500
+
+
 def write(folder: Path, files: dict[str, str]) -> Path:
     """A package of these files."""
     package = folder / "house"
