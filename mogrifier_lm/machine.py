@@ -17,7 +17,7 @@ def lent_cores() -> int:
 def cpu_info(*fields: str) -> str | None:
     """What Linux says of the processor under the first of these names that it knows; else None."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # another system
         return None
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(fields)), None)

@@ -356,7 +356,7 @@ def added_peak(way: str, precision: str, device: str, threads: int) -> float:
         if device == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
         # Not getrusage's: that of a new process begins at its parent's.
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
     before = peak()
@@ -427,7 +427,9 @@ def main() -> int | str:
             place = {"part": part, "shape": name, "threads": threads}
             rows += [place | row for row in measured]
             if args.json:
-                args.json.write_text(json.dumps(header | {"rows": rows}, indent=1) + "\n")
+                args.json.write_text(
+                    json.dumps(header | {"rows": rows}, indent=1) + "\n", encoding="utf-8"
+                )
     return int(any(row.get("not timed") == DISAGREES for row in rows))
 
 

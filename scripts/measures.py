@@ -45,7 +45,7 @@ def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
     for name, path in names.items():
         inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
         wanted = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 wanted |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -130,7 +130,7 @@ def long_functions(package: Path = PACKAGE) -> list[tuple[str, int]]:
     """Functions over MOST_LINES_OF_FUNCTION lines, as (module:name, lines), the longest first."""
     found = []
     for name, path in modules(package).items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > MOST_LINES_OF_FUNCTION:
@@ -140,7 +140,10 @@ def long_functions(package: Path = PACKAGE) -> list[tuple[str, int]]:
 
 def long_files(package: Path = PACKAGE) -> list[tuple[str, int]]:
     """Files over MOST_LINES lines, as (module, lines), the longest first."""
-    counts = {name: len(path.read_text().splitlines()) for name, path in modules(package).items()}
+    counts = {
+        name: len(path.read_text(encoding="utf-8").splitlines())
+        for name, path in modules(package).items()
+    }
     return sorted(((k, n) for k, n in counts.items() if n > MOST_LINES), key=lambda item: -item[1])
 
 
@@ -157,7 +160,7 @@ def spellers(folders: Iterable[Path] = (PACKAGE, ROOT / "scripts")) -> dict[str,
     for path in (path for folder in folders for path in sorted(folder.rglob("*.py"))):
         if path == Path(__file__).resolve():
             continue
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         parts = {
             part
@@ -176,7 +179,7 @@ def sizes(package: Path = PACKAGE) -> dict[str, int]:
     totals: dict[str, int] = {"core": 0, "core and fast kernels": 0}
     folders: dict[str, int] = {}
     for name, path in modules(package).items():
-        lines = code_lines(path.read_text())
+        lines = code_lines(path.read_text(encoding="utf-8"))
         folder = path.relative_to(package).parts[0] if path.parent != package else "."
         folders[folder] = folders.get(folder, 0) + lines
         if not in_wing(name):

@@ -71,7 +71,7 @@ def main(
     print(page)
     if save:
         scored.save(Path(save))
-    (folder.path / f"words_{split}.md").write_text(page)
+    (folder.path / f"words_{split}.md").write_text(page, encoding="utf-8")
     plot_words(scored, title, folder.path / f"words_{split}.png")
 
 

@@ -177,10 +177,12 @@ def _generate(seed: int, folder: Path) -> None:
     for i, split in enumerate(SPLITS):
         size = synthetic.TRAIN_TOKENS if split == "train" else synthetic.EVAL_TOKENS
         lines = language.sample(size, seed=3 * seed + i)
-        (folder / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+        (folder / f"{split}.txt").write_text(
+            "".join(f"{line}\n" for line in lines), encoding="utf-8"
+        )
         if split != "train":
             floors[split] = language.nats(lines)
-    (folder / "floor.json").write_text(json.dumps(floors))
+    (folder / "floor.json").write_text(json.dumps(floors), encoding="utf-8")
 
 
 def _download(source: DataConfig, folder: Path) -> None:

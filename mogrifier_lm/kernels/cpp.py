@@ -63,7 +63,7 @@ def load(source: Path, sizes: tuple[int, ...] = ()) -> ctypes.CDLL:
     shipped = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
     runtime = [str(shipped[0])] if shipped else ["-fopenmp"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    texts = [path.read_text() for path in (source, *sorted(HEADERS.glob("*.h")))]
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
     processor = (platform.processor(), cpu_info("flags", "Features") or "")
     key = "\n".join((*texts, *flags, *runtime, version, *processor))
     path = cache_folder("native") / f"{hashlib.sha256(key.encode()).hexdigest()}.so"

@@ -4,6 +4,7 @@ Imports here are light: torch, datasets and wandb come in when a run needs them.
 """
 
 import inspect
+import io
 import logging
 import os
 import re
@@ -20,13 +21,16 @@ import hydra
 from mogrifier_lm.config import CONFIG_DIR
 from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.explain import EXPECTED, explain, of_launcher
-from mogrifier_lm.launch.job import train_job
+from mogrifier_lm.launch.job import as_meant, train_job
 from mogrifier_lm.training import parallel
 
 
 def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
     """Run an entry point; the user's errors become one line and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on and leaves the words to us
+    for stream in (sys.stdout, sys.stderr):  # one that is ASCII shows what it cannot as \\u00e9
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
     try:
         main()
@@ -62,6 +66,8 @@ def train() -> None:
     if parallel.RANK:  # the first process speaks for all
         logging.disable(logging.CRITICAL)
         os.environ["TQDM_DISABLE"] = "1"
+    several = bool({"-m", "--multirun"} & set(sys.argv))
+    sys.argv[1:] = [a if a.startswith("-") else as_meant(a, several) for a in sys.argv[1:]]
     main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 
     def run() -> None:

@@ -1,8 +1,9 @@
 """Errors for people: what is wrong, where, and what to do, in one line."""
 
 import re
+import shlex
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from mogrifier_lm.config import CONFIG_DIR, schemas, unknown_key
@@ -23,6 +24,11 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, UserError):
             return str(cause)
     text = "\n".join(str(cause) for cause in chain)
+    for cause in chain:
+        if isinstance(cause, OverrideParseException):
+            key, _, text = cause.override.partition("=")
+            typed = shlex.quote(f'{key}="{text}"')
+            return f"{cause.override} is not in Hydra's grammar; as a text in quotes it is: {typed}"
     path = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
     if unknown and (schema := schemas().get(unknown[2])):

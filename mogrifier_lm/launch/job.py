@@ -86,9 +86,36 @@ def as_values(overrides: Sequence[str]) -> dict[str, str]:
 
 def quoted(text: str) -> str:
     """A text as a value in Hydra's grammar."""
-    if re.fullmatch(r"[\w./:@-]+", text):
+    if re.fullmatch(r"[\w./:@-]+", text, re.ASCII):
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # A backslash is one except before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), text) + "'"
+
+
+# Keys whose value is one path, which is meant as it is typed.
+PATHS = (
+    "data.dir",
+    "data.cache_dir",
+    "tokenizer.vocabulary",
+    "trainer.init_from",
+    "resume",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+)
+
+
+def as_meant(override: str, several: bool = False) -> str:
+    """An override whose value is a path, in Hydra's grammar, where ~, =, #, ( and [ mean much else.
+
+    Args:
+        override: as it was typed; one in quotes, or with an interpolation, is in the grammar.
+        several: values with commas are those of a sweep.
+    """
+    key, _, value = override.partition("=")
+    given = value in ("", "null") or "${" in value or value[0] in "'\""
+    if key.lstrip("+") not in PATHS or given or (several and "," in value):
+        return override
+    return f"{key}={quoted(os.path.expanduser(value))}"
 
 
 def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
@@ -137,7 +164,7 @@ register()  # on import, as a launcher's processes have nothing of ours but `tra
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run with, not yet validated."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        return hydra.compose("config", overrides=list(overrides))
+        return hydra.compose("config", overrides=[as_meant(o) for o in overrides])
 
 
 def compose_grid(overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -240,7 +267,7 @@ def run_in(
         if begun or not (holds_run or summary.get("status") == Status.COMPLETED):
             folder.end(status, reason, seed=node.seed)
         log.error("run %s: %s", status, reason)
-        with open(folder.log, "a") as file:
+        with open(folder.log, "a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
         raise
 

@@ -53,4 +53,6 @@ def page(runs: Sequence[Run], title: str) -> str:
     said.add("error")
     body += _table("Runs", [{k: v for k, v in row.items() if k not in said} for row in rows])
     title, line = html.escape(title), html.escape(headline(runs))
-    return Template(PAGE.read_text()).substitute(title=title, headline=line, body=body)
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        title=title, headline=line, body=body
+    )

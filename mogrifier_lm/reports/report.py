@@ -46,7 +46,10 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = run_table(runs)
-    with replacing(folder / "sweep.csv") as new, open(new, "w", newline="") as file:
+    with (
+        replacing(folder / "sweep.csv") as new,
+        open(new, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)

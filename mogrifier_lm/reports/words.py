@@ -34,7 +34,9 @@ class WordNats:
         """Write tab-separated values, a word a line."""
         rows = zip(self.words, self.nats, self.places, self.counts, strict=True)
         lines = (f"{word}\t{nats:.6f}\t{place}\t{count}" for word, nats, place, count in rows)
-        path.write_text("\n".join(["word\tnats\tplace\ttraining_count", *lines]) + "\n")
+        path.write_text(
+            "\n".join(["word\tnats\tplace\ttraining_count", *lines]) + "\n", encoding="utf-8"
+        )
 
 
 def per_word(tokenizer: Tokenizer, ids: np.ndarray, nats: np.ndarray) -> np.ndarray:

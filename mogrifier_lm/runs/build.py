@@ -218,7 +218,7 @@ def _memory(device: str) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     groups = Path("/proc/self/cgroup")
-    for line in groups.read_text().splitlines() if groups.is_file() else []:
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else []:
         _, names, path = line.split(":", 2)
         root, name = (
             (Path("/sys/fs/cgroup"), "memory.max")
@@ -227,7 +227,7 @@ def _memory(device: str) -> int:
         )
         folder = root / path.lstrip("/")
         for file in (folder / name, *(parent / name for parent in folder.parents)):
-            if file.is_file() and (text := file.read_text().strip()).isdigit():
+            if file.is_file() and (text := file.read_text(encoding="utf-8").strip()).isdigit():
                 limits.append(int(text))
     return min(limits)
 

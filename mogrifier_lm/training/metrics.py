@@ -15,7 +15,7 @@ def append(path: Path, row: Mapping[str, float]) -> int:
     Raises:
         OSError: it cannot be written; what was written of the line is cut by `cut`.
     """
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         return file.tell()
 

@@ -24,7 +24,7 @@ def main(
 ) -> None:
     workspace = build_workspace(project, entity, group)
     if out:
-        out.write_text(to_json(workspace) + "\n")
+        out.write_text(to_json(workspace) + "\n", encoding="utf-8")
         print(out)
         return
     print(save(workspace))

@@ -36,7 +36,7 @@ def main(*folders: Path, out: Path | None = None, html: Path | None = None) -> N
         write_report(runs, out)
         print(f"{markdown(runs)}\n{out}")
     if html:
-        html.write_text(page(runs, title=" ".join(map(str, folders))))
+        html.write_text(page(runs, title=" ".join(map(str, folders))), encoding="utf-8")
         print(html)
 
 
