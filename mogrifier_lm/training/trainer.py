@@ -164,7 +164,7 @@ class Trainer:
         with bar, logging_redirect_tqdm():
             while not p.finished:
                 passes = p.epoch
-                self._step()
+                self.step()
                 p.seconds += watch.lap()
                 p.finished = p.why_ended(config)
                 bar.update()
@@ -211,8 +211,8 @@ class Trainer:
         noise = 5 * torch.randn((), generator=self.lengths)
         return max(5, int((config.bptt if full else config.bptt / 2) + noise))
 
-    def _step(self) -> None:
-        """One window; nothing here waits for the device."""
+    def step(self) -> None:
+        """Train on one window; nothing here waits for the device."""
         p, config, train = self.progress, self.config, self.train
         length = self._draw_length()
         start = p.position + (p.epoch * train.num_steps if train.endless else 0)

@@ -118,7 +118,7 @@ def test_reset_state_zeroes_whole_streams_at_the_rate_given(tmp_path: Path) -> N
     for _ in range(20):
         trainer.progress.position = 0
         trainer.states = [(torch.ones(B, 12), torch.ones(B, 12)) for _ in range(2)]
-        trainer._step()
+        trainer.step()
         rows = [torch.cat([h, c], 1) for h, c in entered[-1]]
         assert torch.equal(*rows) and set(rows[0].flatten().tolist()) <= {0.0, 1.0}
         assert (rows[0] == rows[0][:, :1]).all()
@@ -135,7 +135,7 @@ def test_variable_windows_are_awd_lstms_and_scale_the_rate(tmp_path: Path) -> No
     assert lengths[~short].std() == pytest.approx(5, abs=0.4)
     assert lengths[short].mean() == pytest.approx(34.5, abs=2)
     before = trainer.progress.tokens
-    trainer._step()
+    trainer.step()
     assert trainer.lr == pytest.approx(0.5 * (trainer.progress.tokens - before) / B / 70)
 
 
@@ -145,7 +145,7 @@ def test_read_heads_carry_state_and_order_over_passes(tmp_path: Path) -> None:
     window = trainer.train.window
     trainer.train.window = lambda start, n: seen.append(start) or window(start, n)  # type: ignore[method-assign,func-returns-value]
     for _ in range(6):
-        trainer._step()
+        trainer.step()
         assert all(h.any() for state in trainer.states for h in state)
     assert seen == [0, 25, 50, 75, 100, 125]
     assert trainer.progress.epoch == 150 // 60 and trainer.progress.position == 150 % 60
@@ -209,5 +209,5 @@ def test_a_loss_that_is_not_finite_is_divergence(tmp_path: Path) -> None:
 def test_dropout_samples_are_streams_with_states_of_their_own(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, regularization={"weight_dropout": 0.5, "samples": 3})
     assert trainer.states[0][0].shape == (3 * B, 12)
-    trainer._step()
+    trainer.step()
     assert trainer.progress.tokens == T * B
