@@ -13,7 +13,7 @@ def __getattr__(name: str) -> Any:
 
         return MogrifierLSTM
     if name == "load_model":
-        from mogrifier_lm.runs.build import load_model
+        from mogrifier_lm.inference.trained import load_model
 
         return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

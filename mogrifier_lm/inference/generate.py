@@ -1,37 +1,86 @@
 """Text of a trained model's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Args:
+        temperature: divides the logits, above 0: below 1 likely words become likelier.
+        top_k: only the likeliest k.
+        top_p: only the likeliest that together have probability p (arXiv 1904.09751).
+        banned: ids that are never drawn.
+        seed: of the draws.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    banned: Sequence[int] = ()
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, fits, range_ in (
+            ("temperature", 1e-3 <= self.temperature <= 1e3, "between 0.001 and 1000"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("seed", 0 <= self.seed < 1 << 32, "between 0 and 2^32 - 1"),
+        ):
+            if not fits:
+                raise UserError(f"{name} is {getattr(self, name)}, it must be {range_}")
+
+    def probabilities(self, log_p_BV: Tensor) -> Tensor:
+        """Not normalised, [B, V]; `log_p_BV` has the temperature in it."""
+        if self.banned:
+            log_p_BV[:, list(self.banned)] = -torch.inf
+        if self.top_k and self.top_k < log_p_BV.shape[1]:
+            least_B1 = log_p_BV.topk(self.top_k, 1).values[:, -1:]
+            log_p_BV = log_p_BV.masked_fill(log_p_BV < least_B1, -torch.inf)
+        p_BV = log_p_BV.softmax(1)
+        if self.top_p is not None and self.top_p < 1:
+            sorted_BV, order_BV = p_BV.sort(1, descending=True)
+            before_BV = sorted_BV.cumsum(1) - sorted_BV
+            p_BV = torch.zeros_like(p_BV).scatter(
+                1, order_BV, sorted_BV.masked_fill(before_BV >= self.top_p, 0)
+            )
+        return p_BV
 
 
 @torch.no_grad()
 def sample(
-    model: LanguageModel,
-    prompt: Sequence[int],
-    num_tokens: int,
-    eos_id: int,
-    temperature: float = 1.0,
-    seed: int = 1,
-) -> list[int]:
-    """Ids of tokens drawn one by one after an <eos> and the prompt, the state carried.
+    model: LanguageModel, prompt: Sequence[int], number: int, eos_id: int, how: Sampling
+) -> Iterator[list[int]]:
+    """Tokens drawn one by one after an <eos> and the prompt, the state carried, without end.
 
     Args:
         model: weights are used as they are.
         prompt: ids, may be empty.
-        num_tokens: how many are drawn.
+        number: texts drawn side by side.
         eos_id: the token fed first.
-        temperature: divides the logits, above 0: below 1 likely words become likelier.
-        seed: of the draws.
+        how: they are drawn.
+
+    Yields:
+        the next id of each text.
     """
-    generator = torch.Generator().manual_seed(seed)
-    device, states = model.output_bias.device, model.zero_states(1)
-    inputs, drawn = [eos_id, *prompt], []
-    for _ in range(num_tokens):
-        hidden_TH, states = model.encode(torch.tensor(inputs, device=device)[:, None], states)
-        p_V = model.log_probs(hidden_TH[-1:], temperature)[0].exp().cpu()
-        inputs = [int(torch.multinomial(p_V, 1, generator=generator))]
-        drawn += inputs
-    return drawn
+    generator = torch.Generator().manual_seed(how.seed)
+    device, states = model.output_bias.device, model.zero_states(number)
+    inputs_TB = torch.tensor([eos_id, *prompt], device=device)[:, None].expand(-1, number)
+    while True:
+        hidden, states = encode(model, inputs_TB.contiguous(), states)
+        p_BV = how.probabilities(model.log_probs(hidden[-number:], how.temperature)).cpu()
+        drawn_B = torch.multinomial(p_BV, 1, generator=generator).squeeze(1)
+        yield drawn_B.tolist()
+        inputs_TB = drawn_B.to(device)[None]

@@ -271,19 +271,18 @@ def check_device(name: str) -> str:
     return str(device)
 
 
-def load_model(run_dir: str | Path, device: str = "cpu") -> LanguageModel:
+def saved_model(folder: RunFolder, device: str = "cpu") -> LanguageModel:
     """The model of a run with its best weights by validation perplexity.
 
     Reads config.yaml, tokenizer.json and checkpoints/best; executes no code from them.
 
     Args:
-        run_dir: the folder of a run.
+        folder: of the run.
         device: where the parameters go.
 
     Raises:
         UserError: a folder that holds no finished validation, or a damaged file.
     """
-    folder = RunFolder(run_dir)
     config, vocab_size = load_config(folder.config), len(saved_tokenizer(folder))
     check_checkpoint(config.model, vocab_size, folder.best)
     model = build_model(config.model, vocab_size, device)

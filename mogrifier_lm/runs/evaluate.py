@@ -14,7 +14,7 @@ from mogrifier_lm.evaluators import Result, Task, check_causality, evaluate, per
 from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.runs.build import check_device, load_model, saved_corpus, use_threads
+from mogrifier_lm.runs.build import check_device, saved_corpus, saved_model, use_threads
 from mogrifier_lm.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def entries(
 def _load(config: Config, folder: RunFolder) -> LanguageModel:
     """The best weights of a run, on the device and with the threads that the config says."""
     use_threads(config.trainer.threads)
-    return load_model(folder.path, check_device(config.trainer.device))
+    return saved_model(folder, check_device(config.trainer.device))
 
 
 def evaluate_run(config: Config, folder: RunFolder) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class RunFolder:
         last: all that training depends on, as of the last checkpoint.
         curves: a plot of the metrics.
         log: what the run says, and tracebacks.
+        counts: of each type in the training text, in an exported folder.
         wandb: W&B's id of the run.
     """
 
@@ -65,6 +66,7 @@ class RunFolder:
         self.last = self.path / "checkpoints" / "last" / "state.safetensors"
         self.curves = self.path / "curves.png"
         self.log = self.path / "train.log"
+        self.counts = self.path / "counts.json"
         self.wandb = self.path / "wandb.json"
 
     def __str__(self) -> str:

@@ -1,8 +1,10 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
-from mogrifier_lm.inference.generate import sample
+from mogrifier_lm.inference.generate import Sampling, sample
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.runs.build import build_model
@@ -19,9 +21,15 @@ def model() -> LanguageModel:
     return model
 
 
+def draw(
+    model: LanguageModel, prompt: list[int], tokens: int, how: Sampling, eos_id: int = EOS
+) -> list[int]:
+    return [drawn for (drawn,) in islice(sample(model, prompt, 1, eos_id, how), tokens)]
+
+
 def test_a_cold_sample_is_the_likeliest_token_given_all_before_it(model: LanguageModel) -> None:
     prompt = [4, 0, 7]
-    drawn = sample(model, prompt, 12, EOS, temperature=1e-6)
+    drawn = draw(model, prompt, 12, Sampling(temperature=1e-3))
     for i, token in enumerate(drawn):
         seen = torch.tensor([EOS, *prompt, *drawn[:i]])[:, None]
         hidden, _ = model.encode(seen, model.zero_states(1))
@@ -35,11 +43,19 @@ def test_the_temperature_divides_the_logits() -> None:
         for parameter in model.parameters():
             parameter.zero_()
         model.output_bias.copy_(torch.tensor([0.6, 0.3, 0.1]).log())
-    drawn = sample(model, [], 600, 0, temperature=0.5, seed=3)
+    drawn = draw(model, [], 600, Sampling(temperature=0.5, seed=3), 0)
     expected = np.array([0.36, 0.09, 0.01]) / 0.46
     assert np.bincount(drawn, minlength=3) / 600 == pytest.approx(expected, abs=0.05)
 
 
 def test_the_seed_fixes_the_sample(model: LanguageModel) -> None:
-    first, again, other = (sample(model, [1], 30, EOS, 2.0, seed) for seed in (1, 1, 2))
+    first, again, other = (
+        draw(model, [1], 30, Sampling(temperature=2.0, seed=seed)) for seed in (1, 1, 2)
+    )
     assert first == again != other
+
+
+def test_texts_side_by_side_are_drawn_each_from_its_own_past(model: LanguageModel) -> None:
+    steps = list(islice(sample(model, [4], 3, EOS, Sampling(temperature=1e-3)), 10))
+    alone = draw(model, [4], 10, Sampling(temperature=1e-3))
+    assert [list(text) for text in zip(*steps, strict=True)] == [alone] * 3

@@ -1,7 +1,9 @@
 """score.py and generate.py on run folders of both tokenizers."""
 
+import gzip
 import importlib
 import json
+import os
 import re
 import runpy
 import shutil
@@ -17,15 +19,17 @@ from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.data import WordTokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import _call
+from mogrifier_lm.launch.commands import generate as generate_command
 from mogrifier_lm.launch.commands import prepare_data
+from mogrifier_lm.launch.commands import score as score_command
 from mogrifier_lm.runs.build import saved_tokenizer
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.runs.run import run
 from tests.conftest import ROOT, compose_config
 
 Main = Callable[..., None]
-score: Main = runpy.run_path(str(ROOT / "scripts/score.py"))["main"]
-generate: Main = runpy.run_path(str(ROOT / "scripts/generate.py"))["main"]
+score: Main = score_command.main
+generate: Main = generate_command.main
 SUBWORDS = ["tokenizer=sentencepiece", "tokenizer.vocab_size=300"]
 
 
@@ -81,13 +85,45 @@ def test_the_words_add_up_to_the_score(
     assert [word for word, _ in table] == known
     assert sum(nats for _, nats in table) == pytest.approx(static["nats"], rel=1e-5)
 
-    score(run=str(trained), text=str(text_dir / "test.txt"))
-    out, words = capsys.readouterr().out, [w for line in lines for w in [*line.split(), "<eos>"]]
-    assert [word for word, _ in rows(out)] == words
-    assert [nats for _, nats in rows(out)] == pytest.approx([n for _, n in table], abs=1e-4)
+    words = [w for line in lines for w in [*line.split(), "<eos>"]]
+    packed = trained / "text.txt.gz"
+    packed.write_bytes(gzip.compress((text_dir / "test.txt").read_bytes()))
+    score(run=str(trained), text=str(packed), unit="text", edge="left", to=f"{trained}/w.jsonl.gz")
+    found = [json.loads(line) for line in gzip.open(trained / "w.jsonl.gz", "rt")]
+    assert [row["word"] for row in found] == words
+    assert [row["nats"] for row in found] == pytest.approx([n for _, n in table], abs=1e-4)
     unknown = sum(word != seen for word, seen in zip(words, known, strict=True))
-    assert out.count("\tas <unk>\n") == unknown
+    assert sum(row["unk"] for row in found) == unknown
     assert (unknown > 0) == isinstance(tokenizer, WordTokenizer)
+    told = capsys.readouterr().err
+    assert told.startswith(f"unit=text: {len(words):,} words, ") and ("<unk>" in told) == (
+        unknown > 0
+    )
+
+
+def test_a_table_of_items_is_scored(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "items.tsv"
+    table.write_text("item\tsentence\n1\tthe a\n1\tof\n2\tthe a\n")
+    capsys.readouterr()
+    score(run=str(trained), text=str(table), column="sentence", item="item", top=2)
+    out, told = capsys.readouterr()
+    head, *rows_ = [line.split("\t") for line in out.splitlines()]
+    assert head[:4] == ["item", "sentence", "position", "word"] and head[-1] == "guesses"
+    assert [row[:4] for row in rows_][2:6] == [
+        ["1", "1", "3", "<eos>"], ["1", "2", "1", "of"], ["1", "2", "2", "<eos>"],
+        ["2", "3", "1", "the"],
+    ]  # fmt: skip
+    assert [r[4:6] for r in rows_[:3]] == [r[4:6] for r in rows_[5:8]]  # each item by itself
+    assert all(len(row[-1].split()) == 2 for row in rows_) and told.startswith("unit=item: 8 words")
+    for wrong, says in (
+        ({"text": str(table), "item": "item"}, "give column=NAME"),
+        ({"text": str(table), "column": "words"}, "has no column words"),
+        ({"text": os.devnull}, "is empty"),
+    ):
+        with pytest.raises(UserError, match=says):
+            score(run=str(trained), **wrong)
 
 
 def test_a_run_folder_by_itself_scores_text_and_writes_text(
@@ -97,9 +133,9 @@ def test_a_run_folder_by_itself_scores_text_and_writes_text(
     (alone / "config.yaml").write_text(
         (trained / "config.yaml").read_text().replace("  dir: /", "  dir: /nowhere/")
     )
-    generate(run=str(alone), tokens=25, seed=4)
+    generate(run=str(alone), max_words=25, seed=4)
     drawn = capsys.readouterr().out
-    generate(run=str(alone), tokens=25, seed=4)
+    generate(run=str(alone), max_words=25, seed=4)
     assert capsys.readouterr().out == drawn and len(drawn.strip()) > 4
     with pytest.raises(UserError, match="data.dir: no folder /nowhere/"):
         score(run=str(alone), split="test")
@@ -123,8 +159,8 @@ def test_arguments_are_checked() -> None:
         ("run=x", "min_count=many"): "min_count=many: the value must be of type int",
         ("run=x", "--split"): "--split is not KEY=VALUE",
         ("split=test",): "give run=",
-        ("run=x",): "give split=NAME",
-        ("run=x", "split=test", "text=-"): "give split=NAME",
+        ("run=x",): "give either text=FILE or split=NAME",
+        ("run=x", "split=test", "text=-"): "give either text=FILE or split=NAME",
     }.items():
         with pytest.raises(UserError) as caught:
             _call(score, arguments)

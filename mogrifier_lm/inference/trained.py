@@ -1,0 +1,205 @@
+"""A trained model with its tokenizer: what `mogrifier_lm.load_model` returns."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mogrifier_lm.data import UNK, Tokenizer
+from mogrifier_lm.errors import UserError, one_line
+from mogrifier_lm.evaluators.captured import encode
+from mogrifier_lm.files import read_json
+from mogrifier_lm.inference.gates import Gates, gates
+from mogrifier_lm.inference.generate import Sampling, sample
+from mogrifier_lm.inference.score import Line, Scores, score_lines
+from mogrifier_lm.model import LanguageModel, States
+from mogrifier_lm.runs.build import check_device, saved_model, saved_tokenizer
+from mogrifier_lm.runs.folder import RunFolder
+
+
+class TrainedModel(LanguageModel):
+    """A language model that reads and writes text.
+
+    Attributes:
+        tokenizer: of its training text.
+        counts: word → how often it occurs there; None where that is not known.
+    """
+
+    tokenizer: Tokenizer
+    counts: Mapping[str, int] | None = None
+
+    def forward(self, ids_TB: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+        """ln p of every type after each of the ids [T, B]: [T, B, V], and the states after them.
+
+        An <eos> (`tokenizer.eos_id`) stands before a text's first word; without states a text
+        begins.
+        """
+        hidden, states = self.encode(ids_TB, states or self.zero_states(ids_TB.shape[1]))
+        return self.log_probs(hidden).view(*ids_TB.shape, -1), states
+
+    def score(
+        self,
+        text: str | Sequence[str],
+        unit: str = "line",
+        *,
+        items: Sequence[str] | None = None,
+        edge: str = "right",
+        top: int = 0,
+    ) -> Scores:
+        """What each word costs.
+
+        Args:
+            text: lines, or a string with line breaks.
+            unit: "line", each alone; "text", the state carried; "item", carried over lines in a
+                row with the same of `items`.
+            items: of each line.
+            edge: where a word in pieces ends, see `inference.score.score_lines`.
+            top: how many of the likeliest words are listed beside each.
+
+        Raises:
+            UserError: no text, or a value that cannot be.
+        """
+        lines = text.splitlines() if isinstance(text, str) else list(text)
+        if not lines:
+            raise UserError("there is no text to score")
+        if items is not None and len(items) != len(lines) or unit == "item" and items is None:
+            raise UserError("give an item for each line")
+        named = [Line(*pair) for pair in zip(lines, items or [""] * len(lines), strict=True)]
+        scores = Scores([])
+        scores.words += scores.totals.watch(
+            score_lines(self, self.tokenizer, named, unit, edge, top, self.counts)
+        )
+        return scores
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        number: int = 1,
+        max_words: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        unk: bool = False,
+        stop: bool = False,
+        seed: int = 1,
+    ) -> list[str]:
+        """Texts that go on after a prompt, without it; each line break is an <eos>.
+
+        Args:
+            prompt: follows an <eos>.
+            number: of texts, drawn side by side.
+            max_words: of each, <eos> counted.
+            temperature: divides the logits.
+            top_k, top_p: only from the likeliest k, or those that together have probability p.
+            unk: <unk> may be drawn.
+            stop: at the first <eos>.
+            seed: of the draws.
+
+        Raises:
+            UserError: a value outside its range.
+        """
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        steps = self.stream(
+            prompt, number=number, max_words=max_words, unk=unk, stop=stop, **options
+        )
+        texts: list[list[int]] = [[] for _ in range(number)]
+        for drawn in steps:
+            for text, token in zip(texts, drawn, strict=True):
+                if token is not None:
+                    text.append(token)
+        return [self.tokenizer.decode(text) for text in texts]
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        number: int = 1,
+        max_words: int = 50,
+        unk: bool = False,
+        stop: bool = False,
+        **options: float | int | None,
+    ) -> Iterator[list[int | None]]:
+        """As `generate`, the next id of each text as it is drawn; None where a text is done."""
+        if number < 1 or max_words < 1:
+            raise UserError("number and max_words must be at least 1")
+        banned = [] if unk or UNK not in self.tokenizer.index else [self.tokenizer.index[UNK]]
+        how = Sampling(banned=banned, **options)  # type: ignore[arg-type]
+        words, done = [0] * number, [False] * number
+        for drawn in sample(self, self._ids(prompt), number, self.tokenizer.eos_id, how):
+            found: list[int | None] = list(drawn)
+            for i, token in enumerate(drawn):
+                words[i] += int(self.tokenizer.starts[token])
+                done[i] = done[i] or words[i] > max_words
+                if done[i]:
+                    found[i] = None
+                done[i] = done[i] or stop and token == self.tokenizer.eos_id
+                whole = bool(self.tokenizer.starts.all())
+                done[i] = done[i] or whole and words[i] == max_words
+            if any(token is not None for token in found):
+                yield found
+            if all(done):
+                return
+
+    def next_word(self, prompt: str = "", k: int = 10) -> list[tuple[str, float]]:
+        """The k likeliest tokens after a prompt, and their probabilities."""
+        ids = torch.tensor([self.tokenizer.eos_id, *self._ids(prompt)])[:, None]
+        hidden, _ = encode(self, ids.to(self.output_bias.device), self.zero_states(1))
+        top = self.log_probs(hidden[-1:])[0].exp().topk(min(k, self.vocab_size))
+        names = (self.tokenizer.vocabulary[i] for i in top.indices.tolist())
+        return list(zip(names, top.values.tolist(), strict=True))
+
+    def gates(self, line: str) -> Gates:
+        """What each round multiplies, for each word, layer and round."""
+        return gates(self, self.tokenizer, line)
+
+    def unknown(self, words: Iterable[str]) -> list[str]:
+        """Those that are read as <unk>."""
+        unk = self.tokenizer.index.get(UNK)
+        ids = ((word, self.tokenizer.encode([word])) for word in sorted(set(words) - {UNK}))
+        return [word for word, found in ids if unk is not None and unk in found]
+
+    def _ids(self, prompt: str) -> list[int]:
+        """The last line of a prompt goes on."""
+        ids: list[int] = self.tokenizer.encode(prompt.split("\n"))[:-1].tolist()
+        return ids
+
+
+def load_model(source: str | Path, device: str = "auto") -> TrainedModel:
+    """A trained model, in evaluation mode, with its tokenizer; nothing of it is executed.
+
+    Args:
+        source: the folder of a run (its best weights by validation perplexity), an exported folder,
+            or the name of one on the Hugging Face hub, "owner/name".
+        device: "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: no such model, one that has not been validated yet, or a damaged file.
+    """
+    folder = RunFolder(source if Path(source).is_dir() else _from_hub(str(source)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = saved_model(folder, check_device(device)).eval()
+    model.__class__ = TrainedModel  # which adds methods, and no state of its own
+    assert isinstance(model, TrainedModel)
+    model.tokenizer = saved_tokenizer(folder)
+    counts = read_json(folder.counts).get("counts")
+    if counts is not None:
+        model.counts = dict(zip(model.tokenizer.vocabulary, counts, strict=True))
+    return model
+
+
+def _from_hub(name: str) -> Path:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"no folder {name}")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise UserError(f"no folder {name}; for the hub: pip install huggingface_hub") from error
+    try:
+        return Path(snapshot_download(name))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"no folder {name}, nor on the hub: {one_line(error)}") from error

@@ -1,0 +1,137 @@
+"""What each word of a text costs a trained model.
+
+    python scripts/score.py run=RUN_DIR text=FILE                 # a table to stdout; - is stdin
+    python scripts/score.py run=RUN_DIR text=FILE to=scores.tsv   # .jsonl and .gz are understood
+    python scripts/score.py run=RUN_DIR text=items.tsv column=sentence item=item
+    python scripts/score.py run=RUN_DIR split=test                # tables and a plot in RUN_DIR
+
+run is the folder of a run, an exported one or a name on the Hugging Face hub. A row is a word,
+<eos> at the end of each line among them: item, sentence, position (from 1), word, surprisal (bits),
+nats, unk (scored as <unk>), count (in the training text), entropy (bits) and rank of the
+distribution that predicts it. pandas: read_csv(FILE, sep="\\t", keep_default_na=False, quoting=3).
+
+    unit=line     each line alone (default); unit=text carries the state over all lines, and
+                  unit=item over lines in a row with the same item
+    column=NAME   the text is this column of a tab-separated table; item=NAME is that of the items
+    edge=right    where a word in pieces ends; edge=left is the bare sum over its pieces
+    top=0         so many of the likeliest words in a last column
+    device=auto   a GPU where there is one
+
+With split= the words of the run's own text are summed up: by training count, by place, and one by
+one, in RUN_DIR/words_SPLIT.md and .png; save=FILE keeps each word, min_count=10 is how often a word
+must occur to be listed by itself.
+"""
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from mogrifier_lm.errors import UserError, nearest
+from mogrifier_lm.launch.cli import script
+
+if TYPE_CHECKING:
+    from mogrifier_lm.inference.score import Line
+
+
+def main(
+    *,
+    run: str,
+    split: str = "",
+    text: str = "",
+    column: str = "",
+    item: str = "",
+    unit: str = "",
+    edge: str = "right",
+    top: int = 0,
+    to: str = "-",
+    save: str = "",
+    device: str = "auto",
+    min_count: int = 10,
+) -> None:
+    if bool(split) == bool(text):
+        raise UserError("give either text=FILE or split=NAME")
+    if split:
+        return _of_split(run, split, save, device, min_count)
+    if save:
+        raise UserError("save=FILE is of split=NAME; with text=FILE give to=FILE")
+    if item and not column:
+        raise UserError("item=NAME is a column of a table: give column=NAME for its text")
+    from mogrifier_lm import load_model
+    from mogrifier_lm.inference.score import Totals, score_lines, write_tsv
+
+    model, totals = load_model(run, device), Totals()
+    unit = unit or ("item" if item else "line")
+    with opened(text, "rt") as source, opened(to, "wt") as target:
+        rows = score_lines(
+            model,
+            model.tokenizer,
+            _lines(source, text, column, item),
+            unit,
+            edge,
+            top,
+            model.counts,
+        )
+        words = totals.watch(rows)
+        if to.removesuffix(".gz").endswith(".jsonl"):
+            for word in words:
+                target.write(json.dumps(word.to_dict(), ensure_ascii=False) + "\n")
+        else:
+            write_tsv(words, target, guesses=top > 0)
+    if not totals.words:
+        raise UserError(f"{text} is empty")
+    print(f"unit={unit}: {totals}", file=sys.stderr)
+
+
+@contextmanager
+def opened(path: str, mode: str) -> Iterator[TextIO]:
+    """A text file, packed where its name ends in .gz; - is stdin or stdout."""
+    if path == "-":
+        yield sys.stdin if mode == "rt" else sys.stdout
+        return
+    opener: Any = gzip.open if path.endswith(".gz") else open
+    with opener(path, mode, encoding="utf-8", newline="\n") as file:
+        yield cast(TextIO, file)
+
+
+def _lines(source: TextIO, path: str, column: str, item: str) -> "Iterator[Line]":
+    from mogrifier_lm.inference.score import Line, read_tsv
+
+    try:
+        rows = (row.rstrip("\r\n") for row in source)
+        yield from read_tsv(rows, column, item, path) if column else map(Line, rows)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+
+
+def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> None:
+    """Tables and a plot of a split of the run's text."""
+    from mogrifier_lm import load_model
+    from mogrifier_lm.data import SPLITS
+    from mogrifier_lm.evaluators import static_nats
+    from mogrifier_lm.reports.words import plot_words, training_counts, word_nats, words_table
+    from mogrifier_lm.runs.build import saved_corpus
+    from mogrifier_lm.runs.folder import RunFolder
+
+    if split not in SPLITS:
+        raise UserError(f"no split {split}; {nearest(split, list(SPLITS))}")
+    folder, model = RunFolder(run), load_model(run, device)
+    corpus = saved_corpus(folder)
+    tokenizer, ids = corpus.tokenizer, corpus.splits[split].ids
+    counts = training_counts(tokenizer, corpus.splits["train"].ids)
+    nats = static_nats(model, ids, tokenizer.eos_id).double().numpy()
+    scored = word_nats(tokenizer, ids, nats, counts)
+    title = f"{corpus.name} {split}"
+    page = words_table(scored, title, min_count)
+    print(page)
+    if save:
+        scored.save(Path(save))
+    (folder.path / f"words_{split}.md").write_text(page)
+    plot_words(scored, title, folder.path / f"words_{split}.png")
+
+
+command = partial(script, main)
