@@ -149,9 +149,11 @@ def long_files(package: Path = PACKAGE) -> list[tuple[str, int]]:
 
 def hour(readme: Path = ROOT / "README.md", package: Path = PACKAGE) -> dict[str, int]:
     """File → code lines of what README lists for an hour's reading, in its order."""
-    section = readme.read_text().partition("## Reading the code")[2].partition("\n## ")[0]
+    section = (
+        readme.read_text(encoding="utf-8").partition("## Reading the code")[2].partition("\n## ")[0]
+    )
     names = re.findall(r"`([\w/]+\.py)`", "".join(re.findall(r"^\d+\. .*$", section, re.M)))
-    return {name: code_lines((package / name).read_text()) for name in names}
+    return {name: code_lines((package / name).read_text(encoding="utf-8")) for name in names}
 
 
 def spellers(folders: Iterable[Path] = (PACKAGE, ROOT / "scripts")) -> dict[str, list[str]]:

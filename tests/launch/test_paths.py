@@ -62,7 +62,9 @@ def without_encoding(path: Path) -> list[int]:
             of = getattr(getattr(node.func, "value", None), "id", "")
             modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
             binary = any(isinstance(m, str) and m.strip("rwax+") == "b" for m in modes)
-            texts = name in ("read_text", "write_text") or (name == "open" and of != "gzip")
+            texts = name in ("read_text", "write_text") or (
+                name == "open" and of not in ("gzip", "os")
+            )
             if texts and not binary and not (name == "read_text" and node.args):
                 found.append(node.lineno)
     return found
