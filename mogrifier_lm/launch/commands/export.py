@@ -1,0 +1,78 @@
+"""A trained model to give away: weights, tokenizer, config, training counts and a card, no more.
+
+    python scripts/export.py run=RUN_DIR to=FOLDER                  # what load_model reads
+    python scripts/export.py run=RUN_DIR to=FOLDER dtype=bf16       # half the size
+    python scripts/export.py run=RUN_DIR to=FOLDER hub=OWNER/NAME   # and uploaded (huggingface_hub)
+
+The folder is laid out as a run's. For the counts the training text has to be found (data=FOLDER, if
+it has moved); whether weights trained on it may be passed on is for you to know.
+"""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.launch.cli import script
+
+DTYPES = ("fp32", "bf16")
+
+
+def main(*, run: str, to: str, dtype: str = "fp32", data: str = "", hub: str = "") -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
+    import numpy as np
+    import torch
+
+    from mogrifier_lm.config import load_config, save_config
+    from mogrifier_lm.evaluators import EvaluatorsConfig
+    from mogrifier_lm.files import read_json
+    from mogrifier_lm.reports.card import card
+    from mogrifier_lm.runs.build import saved_corpus, saved_model, saved_tokenizer
+    from mogrifier_lm.runs.folder import RunFolder
+    from mogrifier_lm.training import checkpoint
+
+    source, target = RunFolder(run), RunFolder(to)
+    if target.path.exists() and any(target.path.iterdir()):
+        raise UserError(f"{target} is not empty: give another folder")
+    config, model = load_config(source.config), saved_model(source)
+    if data:
+        config = replace(config, data=replace(config.data, dir=data))
+    corpus = saved_corpus(source, config)
+    made = read_json(source.provenance, required=True)
+    page = card(config, source.read_summary(), made, dtype)
+    target.path.mkdir(parents=True, exist_ok=True)
+    plain = replace(config.data, dir=None, cache_dir=None)
+    any_kernel = replace(config.model, backend="auto")
+    save_config(
+        replace(config, data=plain, model=any_kernel, evaluators=EvaluatorsConfig()), target.config
+    )
+    saved_tokenizer(source).save(target.tokenizer)
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    tensors = {name: tensor.to(kind) for name, tensor in model.state_dict().items()}
+    checkpoint.save(target.best, tensors, {})
+    counts = np.bincount(corpus.splits["train"].ids, minlength=len(corpus.tokenizer))
+    target.counts.write_text(json.dumps({"counts": counts.tolist()}), encoding="utf-8")
+    (target.path / "README.md").write_text(page, encoding="utf-8")
+    size = sum(file.stat().st_size for file in target.path.rglob("*") if file.is_file())
+    print(f"{target}: {size / 1e6:.1f} MB")
+    if hub:
+        _upload(target.path, hub)
+
+
+def _upload(folder: Path, hub: str) -> None:
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise UserError("hub=NAME needs huggingface_hub: pip install huggingface_hub") from error
+    try:
+        api = HfApi()
+        api.create_repo(hub, exist_ok=True)
+        print(api.upload_folder(folder_path=folder, repo_id=hub))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"hub={hub}: {str(error).splitlines()[0]}") from error
+
+
+command = partial(script, main)
