@@ -129,6 +129,41 @@ class _Problem(NamedTuple):
         return self.targets == self.ignore_index
 
 
+def _check(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_prior: Tensor | None
+) -> None:
+    """Nothing is read that does not fit.
+
+    Raises:
+        TypeError: a dtype.
+        ValueError: a size, device or layout.
+    """
+    named = {"hidden": hidden, "weight": weight, "bias": bias, "log_prior": log_prior}
+    tensors = {name: t for name, t in named.items() if t is not None}
+    cast = product_dtype(hidden.device.type, weight.dtype) != weight.dtype  # autocast is on
+    for name, t in tensors.items():
+        same = cast or name == "log_prior" or t.dtype == weight.dtype
+        if not t.is_floating_point() or not same:
+            raise TypeError(f"{name} is {t.dtype}, the weight {weight.dtype}")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets are {targets.dtype}, they must be torch.int64")
+    for name, t in (tensors | {"targets": targets}).items():
+        if t.device != weight.device or t.layout != torch.strided:
+            raise ValueError(f"{name} is on {t.device} ({t.layout}), the weight on {weight.device}")
+    N = targets.shape[0] if targets.dim() == 1 else -1
+    M = log_prior.shape[1] if log_prior is not None and log_prior.dim() == 2 else 1
+    wanted: dict[str, tuple[int, ...]] = {
+        "hidden": (N * M, weight.shape[-1] if weight.dim() == 2 else -1),
+        "weight": (len(weight), weight.shape[-1]),
+        "bias": (len(weight),),
+        "log_prior": (N, M),
+    }
+    for name, t in tensors.items():
+        if tuple(t.shape) != wanted[name]:
+            shapes = {n: tuple(s.shape) for n, s in (tensors | {"targets": targets}).items()}
+            raise ValueError(f"{name} does not fit: {shapes}")
+
+
 def _problem(
     hidden: Tensor,
     weight: Tensor,
@@ -139,18 +174,8 @@ def _problem(
     softmax: Softmax,
     dtype: torch.dtype | None,
 ) -> _Problem:
-    V, mixture = len(weight), 1 if log_prior is None else log_prior.shape[1]
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets are {targets.dtype}, they must be torch.int64")
-    if targets.shape != (len(hidden) // mixture,) or len(hidden) % mixture:
-        raise ValueError(
-            f"targets have shape {tuple(targets.shape)}, hidden {tuple(hidden.shape)} in mixtures "
-            f"of {mixture}: they do not fit"
-        )
-    if log_prior is not None and log_prior.shape[0] != len(targets):
-        raise ValueError(f"log_prior has {log_prior.shape[0]} rows, targets {len(targets)}")
-    if targets.device != hidden.device:
-        raise ValueError(f"targets are on {targets.device}, hidden on {hidden.device}")
+    _check(hidden, weight, bias, targets, log_prior)
+    V = len(weight)
     if targets.is_cpu and len(targets):  # on other devices the gather says so
         outside = (targets < 0) | (targets >= V)
         if (outside & (targets != ignore_index)).any():

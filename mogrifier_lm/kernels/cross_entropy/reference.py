@@ -33,7 +33,7 @@ def nats(
     logits = linear(hidden, weight, bias)
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
     if log_prior is not None:
-        log_p = (log_p.view(*log_prior.shape, -1) + log_prior.unsqueeze(2)).logsumexp(1)
+        log_p = (log_p.view(*log_prior.shape, log_p.shape[1]) + log_prior.unsqueeze(2)).logsumexp(1)
     return nll_loss(log_p, targets, ignore_index=ignore_index, reduction="none")
 
 

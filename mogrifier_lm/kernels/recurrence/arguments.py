@@ -8,6 +8,8 @@ from torch import Tensor
 from mogrifier_lm.kernels.precision import product_dtype
 from mogrifier_lm.kernels.recurrence.reference import Weights
 
+NARROW = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts
+
 
 def checked(
     backend: str,
@@ -39,7 +41,7 @@ def checked(
             raise ValueError(f"{name} is on {tensor.device}, the weights are on {device}")
         if tensor.layout != torch.strided:
             raise ValueError(f"{name} has layout {tensor.layout}, expected torch.strided")
-        cast = name in named and product != dtype and tensor.is_floating_point()
+        cast = name in named and product != dtype and tensor.dtype in NARROW
         if tensor.dtype != dtype and not cast:
             raise ValueError(f"{name} is {tensor.dtype}, the weights are {dtype}")
     if mask is not None and mask.requires_grad and torch.is_grad_enabled():

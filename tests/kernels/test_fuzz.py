@@ -1,0 +1,23 @@
+"""A part of the fuzzer's cases; `python -m tests.kernels.fuzz` runs more."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_call_ends_in_the_references_numbers_or_in_an_error() -> None:
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.kernels.fuzz",
+        "--cases=450",
+        "--seed=3",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-1000:]
+    equal = [int(line.split()[0]) for line in done.stdout.splitlines() if line.endswith("equal")]
+    assert sum(equal) >= 100
