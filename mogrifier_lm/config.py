@@ -29,6 +29,7 @@ from mogrifier_lm.options import (
     TrainerConfig,
     option,
 )
+from mogrifier_lm.terminal import plain
 
 # Beside the package in a checkout, inside it in a wheel.
 _HERE = Path(__file__).resolve().parent
@@ -112,7 +113,7 @@ def _check_range(value: Any, where: str, meta: Mapping[str, Any]) -> None:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where} is {value}, it must be a finite number")
-    if isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str) and plain(value) != value.replace("\n", ""):
         raise UserError(f"{where} is {value!r}, it must be printable text in one line")
     if meta.get("least") is not None and value < meta["least"]:
         raise UserError(f"{where} is {value}, it must be at least {meta['least']}")

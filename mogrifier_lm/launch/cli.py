@@ -20,8 +20,9 @@ import hydra
 
 from mogrifier_lm.config import CONFIG_DIR
 from mogrifier_lm.errors import UserError, nearest
-from mogrifier_lm.launch.explain import EXPECTED, explain, of_launcher
-from mogrifier_lm.launch.job import as_meant, train_job
+from mogrifier_lm.launch.explain import EXPECTED, explain, is_of_composing, of_launcher
+from mogrifier_lm.launch.job import as_meant, check_command, train_job
+from mogrifier_lm.terminal import plain
 from mogrifier_lm.training import parallel
 
 
@@ -39,22 +40,13 @@ def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(1)
-    except (RuntimeError, NameError) as error:
+    except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        plugins = ("/joblib/", "/submitit/")
-        if debug or not any(name in frame.filename for frame in frames for name in plugins):
+        launched = any("/joblib/" in f.filename or "/submitit/" in f.filename for f in frames)
+        if debug or not (launched or is_of_composing(error)):
             raise
-        print(f"error: {of_launcher(error)}", file=sys.stderr)
-        sys.exit(1)
-    except AssertionError as error:  # OmegaConf's, for a key of a group that is null
-        if "Unexpected type for root" not in str(error):
-            raise
-        keys = [a.partition("=")[0] for a in sys.argv[1:] if "." in a.partition("=")[0]]
-        print(
-            f"error: one of {', '.join(keys)} is a key of a group that is not there: an evaluator "
-            "has to be named beside it, evaluators=[NAME]",
-            file=sys.stderr,
-        )
+        line = of_launcher(error) if launched else explain(error)
+        print(f"error: {plain(line)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"interrupted{after_interrupt}", file=sys.stderr)
@@ -72,6 +64,7 @@ def train() -> None:
 
     def run() -> None:
         try:
+            check_command(sys.argv[1:])
             main(train_job)()
         except Exception:
             if parallel.RANK:  # where the first has failed too, torchrun ends this one meanwhile

@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import sys
+import traceback
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from mogrifier_lm.config import CONFIG_DIR, schemas, unknown_key
 from mogrifier_lm.errors import UserError, nearest
+from mogrifier_lm.terminal import plain
 
 # Errors that the user can mend; OSError is a file or folder that cannot be read or written.
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -15,6 +18,10 @@ EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 
 def explain(error: BaseException) -> str:
     """One line for an error that the user can mend: the first cause that says something."""
+    return plain(" ".join(_explain(error).split())) or type(error).__name__
+
+
+def _explain(error: BaseException) -> str:
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -53,7 +60,26 @@ def explain(error: BaseException) -> str:
     if missing:
         options = sorted(path.stem for path in (CONFIG_DIR / missing[1]).glob("*.yaml"))
         return f"no {missing[1]}={missing[2]}; {nearest(missing[2], options)}"
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    null = re.search(r"Error merging override (\S+?)=", text) if "is not Optional" in text else None
+    if null or "Incompatible value 'None'" in text:
+        return f"{null[1] if null else path and path[1]} must have a value, it cannot be null"
+    if "Unexpected type for root" in text:  # OmegaConf's, for a key of what is null
+        keys = [
+            a.partition("=")[0] for a in sys.argv[1:] if a.startswith(("evaluators.", "data.e"))
+        ]
+        return (
+            f"{' or '.join(keys)} is a key of what is not there: an evaluator has to be named "
+            "beside it, evaluators=[NAME]; data.expected is given whole, {train: …}"
+        )
+    said = (line.strip() for cause in chain[:2] for line in str(cause).splitlines()[:1])
+    return "; ".join(dict.fromkeys(filter(None, said)))
+
+
+def is_of_composing(error: Exception) -> bool:
+    """Whether Hydra or OmegaConf has stumbled over what was given, by an error of another kind."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = ("hydra/_internal", "hydra/core", "/omegaconf/", "/antlr4/", "/logging/config.py")
+    return bool(frames) and any(place in frames[-1].filename for place in places)
 
 
 def of_launcher(error: Exception) -> str:

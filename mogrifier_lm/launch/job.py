@@ -21,6 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -40,7 +41,15 @@ from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.launch.explain import explain
 from mogrifier_lm.reports.folders import Run
 from mogrifier_lm.reports.table import final_table, objective
-from mogrifier_lm.runs.folder import MULTIRUN, REPORT, RunFolder, Status, locked, sweep_name
+from mogrifier_lm.runs.folder import (
+    MULTIRUN,
+    REPORT,
+    RunFolder,
+    Status,
+    check_inside,
+    locked,
+    sweep_name,
+)
 from mogrifier_lm.terminal import shown
 from mogrifier_lm.training import parallel
 
@@ -65,6 +74,9 @@ def _claim(resume: str | None) -> str:
         folder = RunFolder(resume)
         if not folder.has_begun():
             raise UserError(f"resume={resume}: no {folder.config.name} there, so it is no run's")
+        check_inside(folder.path)
+        if not os.access(resume, os.W_OK):
+            raise UserError(f"resume={resume} cannot be written to: take a copy of it")
         return resume
     base = Path("runs", time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S"))
     candidate, n = base, 1
@@ -139,14 +151,40 @@ def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
             num += 1
 
 
-def config_groups() -> str:
-    """What --help lists; not Hydra's own."""
+def groups() -> dict[str, list[str]]:
+    """Group → options; not Hydra's own."""
     options: dict[str, list[str]] = {}
     for path in sorted(CONFIG_DIR.glob("*/**/*.yaml")):
         group = path.parent.relative_to(CONFIG_DIR)
         if group.parts[0] != "hydra":
             options.setdefault(group.as_posix(), []).append(path.stem)
-    return "\n".join(f"{group}: {', '.join(options[group])}" for group in sorted(options))
+    return dict(sorted(options.items()))
+
+
+def config_groups() -> str:
+    """What --help lists."""
+    return "\n".join(f"{group}: {', '.join(options)}" for group, options in groups().items())
+
+
+def check_command(arguments: Sequence[str]) -> None:
+    """What Hydra would not say in words, or do before we are asked.
+
+    Raises:
+        UserError: a group that is given something other than names of its options; the folder of
+            a sweep that leads elsewhere.
+    """
+    known = groups()
+    for argument in arguments:
+        key, _, text = argument.partition("=")
+        if key == "hydra.sweep.dir":
+            check_inside(Path(text.strip("\"'")))
+        if key.lstrip("+") not in known:
+            continue
+        value: Any = OverridesParser.create().parse_override(argument).value()
+        names = value.list if isinstance(value, ChoiceSweep) else [value]
+        names = [n for part in names for n in (part if isinstance(part, list) else [part])]
+        if not all(isinstance(name, str | QuotedString) for name in names):
+            raise UserError(f"{argument}: {key} takes names: {', '.join(known[key.lstrip('+')])}")
 
 
 def register() -> None:
@@ -163,12 +201,14 @@ register()  # on import, as a launcher's processes have nothing of ours but `tra
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run with, not yet validated."""
+    check_command(overrides)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         return hydra.compose("config", overrides=[as_meant(o) for o in overrides])
 
 
 def compose_grid(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Key → values of the grid that `python train.py OVERRIDES` sweeps; {} where it is no sweep."""
+    check_command(overrides)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         node = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
         params = node.hydra.sweeper.get("params") or {}

@@ -5,14 +5,16 @@ Of a search, whose folder holds its study, the runs are trials: see reports/tria
 
 import csv
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from mogrifier_lm.files import replacing, write_whole
-from mogrifier_lm.reports.folders import Run, evaluators, study_of
+from mogrifier_lm.reports.folders import Run, evaluators, number, study_of
 from mogrifier_lm.reports.plots import can_plot
 from mogrifier_lm.reports.sweep import failure_table, group_table, headline, run_table
 from mogrifier_lm.reports.sweep_plots import plot_sweep
-from mogrifier_lm.reports.table import markdown_table
+from mogrifier_lm.reports.table import markdown_table, markdown_text
 from mogrifier_lm.reports.trials import (
     importance_table,
     plot_importances,
@@ -20,13 +22,14 @@ from mogrifier_lm.reports.trials import (
     trial_table,
     why_no_importances,
 )
+from mogrifier_lm.terminal import plain
 
 
 def markdown(runs: Sequence[Run], plots: bool = True) -> str:
     """sweep.md; `plots`: whether the images that it shows are drawn."""
     search = study_of(runs) is not None
     table = trial_table(runs) if search else group_table(runs)
-    text = f"# {'Search' if search else 'Sweep'}\n\n{headline(runs)}\n\n"
+    text = f"# {'Search' if search else 'Sweep'}\n\n{markdown_text(headline(runs))}\n\n"
     text += markdown_table(table) or "No run has completed.\n"
     text += "\n![](sweep.png)\n" if plots and evaluators(runs) else ""
     if search:
@@ -37,6 +40,14 @@ def markdown(runs: Sequence[Run], plots: bool = True) -> str:
         text += f"\n## Importance\n\n{reason or shares}\n"
     failures = failure_table(runs)
     return text + (f"\n## Not completed\n\n{markdown_table(failures)}" if failures else "")
+
+
+def _cell(value: Any) -> Any:
+    """As sweep.csv has it: a spreadsheet would run a text that begins like a formula."""
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and number(text) == inf else text
 
 
 def write_report(runs: Sequence[Run], folder: Path) -> None:
@@ -50,9 +61,8 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
         replacing(folder / "sweep.csv") as new,
         open(new, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+        writer = csv.writer(file)
+        writer.writerows([map(_cell, row) for row in (table[0], *(r.values() for r in table))])
     plots, search = can_plot("sweep.png"), study_of(runs) is not None
     if plots:
         with replacing(folder / "sweep.png") as new:

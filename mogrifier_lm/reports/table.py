@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mogrifier_lm.terminal import plain
+
 
 def score_table(summary: Mapping[str, Any]) -> str:
     """A line for each evaluator, and for the variants that it reports beside its own score."""
@@ -73,6 +75,13 @@ def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
     return "\n".join(["", scores, *lines, ""])
 
 
+def markdown_text(text: str) -> str:
+    """A text of anybody's in one line of markdown: no HTML, image, link or end of a cell."""
+    for mark in ("\\", "<", "|"):
+        text = text.replace(mark, f"\\{mark}")
+    return plain(" ".join(text.replace("](", "]\\(").split()))
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the same keys as a table of markdown that reads as well in a terminal.
 
@@ -81,7 +90,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines]
+    cells = [[markdown_text(str(cell)) for cell in line] for line in lines]
     columns = list(zip(*cells, strict=True))
     widths = [max(3, *map(len, column)) for column in columns]
     right = [all(re.match(r"[-+−]?\d|$", cell) for cell in column[1:]) for column in columns]

@@ -4,6 +4,7 @@ Every file in it is written whole or not at all, but for the two that grow line 
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,6 +135,23 @@ class RunFolder:
             yield
 
 
+def check_inside(folder: Path) -> None:
+    """Refuse a folder through which one would write, or wait, elsewhere.
+
+    Raises:
+        UserError: with the link that leads out of it, or what is neither a file nor a folder.
+    """
+    inside = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"{shown(path)} is a link out of the folder: put a copy in its place"
+                )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{shown(path)} is neither a file nor a folder: remove it")
+
+
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which one process at a time may write to; ends with the process at latest.
@@ -145,6 +163,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process holds it, and `wait` is false; it cannot be written to.
     """
+    check_inside(folder)
     lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
     try:
         folder.mkdir(parents=True, exist_ok=True)

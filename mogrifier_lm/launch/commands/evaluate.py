@@ -23,6 +23,7 @@ from mogrifier_lm.launch.cli import script
 from mogrifier_lm.launch.job import compose
 from mogrifier_lm.reports.table import score_table
 from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.terminal import plain
 
 # What may be given beside the run itself, which is scored as it was trained.
 SCORABLE = ("evaluators", "data.dir=", "data.cache_dir=", "trainer.device=", "trainer.threads=")
@@ -42,7 +43,7 @@ def main(*overrides: str, run: str = "", compare: str = "") -> None:
         config, folder = load(run)
         from mogrifier_lm.runs.evaluate import evaluate_run
 
-        return print(f"\n{score_table(evaluate_run(config, folder))}")
+        return print(plain(f"\n{score_table(evaluate_run(config, folder))}"))
     # Every scalar a text: 01 is the name of a folder.
     sides = yaml.load(compare, yaml.BaseLoader)
     if not isinstance(sides, list) or len(sides) != 2:

@@ -23,6 +23,7 @@ import sys
 from functools import partial
 
 from mogrifier_lm.launch.cli import script
+from mogrifier_lm.terminal import plain
 
 
 def main(
@@ -43,13 +44,14 @@ def main(
 
     model = load_model(run, device)
     if unknown := model.unknown(model.tokenizer.split(prompt)):
-        print(f"not in the vocabulary, read as <unk>: {', '.join(unknown)}", file=sys.stderr)
+        text = f"not in the vocabulary, read as <unk>: {', '.join(unknown)}"
+        print(plain(text), file=sys.stderr)
     texts = model.generate(
         prompt, number=number, max_words=max_words, temperature=temperature, top_k=top_k,
         top_p=top_p, unk=unk, stop=stop, seed=seed,
     )  # fmt: skip
     begun = " ".join(model.tokenizer.split(prompt))
-    print("\n\n".join(f"{begun} {text}".strip(" ") for text in texts))
+    print(plain("\n\n".join(f"{begun} {text}".strip(" ") for text in texts)))
 
 
 command = partial(script, main)

@@ -17,6 +17,7 @@ from mogrifier_lm.reports.plots import plot_curves
 from mogrifier_lm.reports.report import markdown, write_report
 from mogrifier_lm.reports.table import final_table
 from mogrifier_lm.runs.folder import REPORT, RunFolder, Status
+from mogrifier_lm.terminal import plain
 
 
 def main(*folders: Path, out: Path | None = None, html: Path | None = None) -> None:
@@ -28,13 +29,14 @@ def main(*folders: Path, out: Path | None = None, html: Path | None = None) -> N
         if run.folder.metrics.is_file() and (curves := plot_curves(run.folder)):
             print(curves)
         done = run.status == Status.COMPLETED
-        print(final_table(run.summary, run.folder.path) if done else f"{run.folder}: {run.status}")
+        text = final_table(run.summary, run.folder.path) if done else f"{run.folder}: {run.status}"
+        print(plain(text))
     else:
         if len(folders) > 1 and out is None:
             raise UserError("several folders: give out=FOLDER for the merged report")
         out = out or folders[0] / REPORT
         write_report(runs, out)
-        print(f"{markdown(runs)}\n{out}")
+        print(plain(f"{markdown(runs)}\n{out}"))
     if html:
         html.write_text(page(runs, title=" ".join(map(str, folders))), encoding="utf-8")
         print(html)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.cli import script
+from mogrifier_lm.terminal import plain
 
 if TYPE_CHECKING:
     from mogrifier_lm.inference.score import Line
@@ -115,7 +116,7 @@ def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> N
     from mogrifier_lm.evaluators import static_nats
     from mogrifier_lm.reports.words import plot_words, training_counts, word_nats, words_table
     from mogrifier_lm.runs.build import saved_corpus
-    from mogrifier_lm.runs.folder import RunFolder
+    from mogrifier_lm.runs.folder import RunFolder, check_inside
 
     if split not in SPLITS:
         raise UserError(f"no split {split}; {nearest(split, list(SPLITS))}")
@@ -127,9 +128,10 @@ def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> N
     scored = word_nats(tokenizer, ids, nats, counts)
     title = f"{corpus.name} {split}"
     page = words_table(scored, title, min_count)
-    print(page)
+    print(plain(page))
     if save:
         scored.save(Path(save))
+    check_inside(folder.path)
     (folder.path / f"words_{split}.md").write_text(page)
     plot_words(scored, title, folder.path / f"words_{split}.png")
 
