@@ -56,8 +56,26 @@ class Config:
 def unknown_key(path: str, schema: type) -> UserError:
     """The error for a key that `schema` does not have; `path` is dotted, from the root."""
     prefix, _, key = path.rpartition(".")
+    # A key of another group, as rounds is of model, or one that goes by another name, as
+    # learning_rate, which the documentation of optimizer.lr says.
+    keys = documented_keys()
+    same = [k for k in keys if k.rpartition(".")[2] == key]
+    said = [k for k, doc in keys.items() if k.startswith(prefix) and key.replace("_", " ") in doc]
+    if found := same or ("_" in key and said[:1]):
+        return UserError(f"unknown key {path}; did you mean {' or '.join(found)}?")
     known = [f"{prefix}.{f.name}" if prefix else f.name for f in dataclasses.fields(schema)]
     return UserError(f"unknown key {path}; {nearest(path, known)}")
+
+
+def documented_keys(schema: type = Config, prefix: str = "") -> dict[str, str]:
+    """Dotted key → what it is said to be."""
+    found: dict[str, str] = {}
+    hints = get_type_hints(schema)
+    for f in dataclasses.fields(schema):
+        nested = schema_of(hints[f.name])
+        inside = documented_keys(nested, f"{prefix}{f.name}.") if nested else {}
+        found |= inside or {f"{prefix}{f.name}": f.metadata.get("doc", "")}
+    return found
 
 
 def schemas(schema: type = Config) -> dict[str, type]:

@@ -48,8 +48,8 @@ def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
         line = of_launcher(error) if launched else explain(error)
         print(f"error: {plain(line)}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"interrupted{after_interrupt}", file=sys.stderr)
+    except KeyboardInterrupt as error:  # it says what goes on, where a run has begun
+        print(f"interrupted{f'; {error}' if str(error) else after_interrupt}", file=sys.stderr)
         sys.exit(130)
 
 

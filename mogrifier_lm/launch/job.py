@@ -309,6 +309,10 @@ def run_in(
         log.error("run %s: %s", status, reason)
         with open(folder.log, "a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
+        if isinstance(error, KeyboardInterrupt) and begun:
+            sweep = f"the same command with hydra.sweep.dir={quoted(str(folder.path.parent))}"
+            alone = f"python train.py resume={quoted(str(folder))}"
+            raise KeyboardInterrupt(f"{sweep if in_sweep else alone} goes on") from error
         raise
 
 

@@ -4,10 +4,12 @@ import logging
 from pathlib import Path
 from typing import IO, Any
 
-from mogrifier_lm.files import replacing
+from mogrifier_lm.files import read_json, replacing
 from mogrifier_lm.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+FORMATS = ("png", "pdf", "svg")
 
 
 def can_plot(name: str) -> bool:
@@ -39,13 +41,21 @@ def look(i: int, n: int) -> dict[str, Any]:
 
 
 def save(figure: Any, file: Path | IO[str]) -> None:
-    """Write a figure as png, to a stream as svg, and close it."""
-    figure.savefig(file, dpi=150, format="png" if isinstance(file, Path) else "svg")
+    """Write a figure, as png, pdf or svg by the file's ending, to a stream as svg; close it."""
+    if isinstance(file, Path):  # under the free name that it has while it is written, too
+        kind = next((s[1:] for s in file.suffixes if s[1:] in FORMATS), "png")
+    else:
+        kind = "svg"
+    figure.savefig(file, dpi=150, format=kind)
     pyplot().close(figure)
 
 
-def plot_curves(folder: RunFolder) -> Path | None:
-    """Draw training and validation perplexity and the learning rate over tokens.
+def plot_curves(folder: RunFolder, kind: str = "png") -> Path | None:
+    """Draw training and validation perplexity, the floor, and the learning rate over tokens.
+
+    Args:
+        folder: of the run.
+        kind: of the file, one of FORMATS.
 
     Returns:
         Where it is; None where matplotlib is not installed.
@@ -58,6 +68,8 @@ def plot_curves(folder: RunFolder) -> Path | None:
         rows = [(row["tokens"] / 1e6, row[key]) for row in folder.rows(key)]
         return [x for x, _ in rows], [y for _, y in rows]
 
+    data = read_json(folder.provenance).get("data", {}).get("name")
+    floor = folder.read_summary().get("valid", {}).get("floor_ppl")
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 1], layout="constrained"
     )
@@ -74,6 +86,10 @@ def plot_curves(folder: RunFolder) -> Path | None:
             ha="center",
             color="C0",
         )
+    if floor:
+        text = f"floor, the source itself: {floor:.2f}"
+        top.axhline(floor, color="0.3", linestyle="--", linewidth=1, label=text)
+    top.set_title(f"{folder}: {data}" if data else str(folder), fontsize="medium")
     top.set_yscale("log")
     ticks = plt.LogLocator(subs=(1.0, 2.0, 5.0))
     top.yaxis.set_major_locator(ticks)
@@ -87,6 +103,7 @@ def plot_curves(folder: RunFolder) -> Path | None:
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("training tokens, millions")
     bottom.grid(alpha=0.3)
-    with replacing(folder.curves) as new:
+    path = folder.curves.with_suffix(f".{kind}")
+    with replacing(path) as new:
         save(figure, new)
-    return folder.curves
+    return path

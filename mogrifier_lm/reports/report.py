@@ -50,10 +50,15 @@ def _cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) and number(text) == inf else text
 
 
-def write_report(runs: Sequence[Run], folder: Path) -> None:
+def write_report(runs: Sequence[Run], folder: Path, formats: Sequence[str] = ()) -> None:
     """Write sweep.csv, sweep.md and, once a run is scored, sweep.png: each whole or not at all.
 
     Of a search importance.png too, once enough trials are completed. Without matplotlib no plots.
+
+    Args:
+        runs: of the sweep.
+        folder: of the report.
+        formats: of the plot beside png.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = run_table(runs)
@@ -65,8 +70,9 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
         writer.writerows([map(_cell, row) for row in (table[0], *(r.values() for r in table))])
     plots, search = can_plot("sweep.png"), study_of(runs) is not None
     if plots:
-        with replacing(folder / "sweep.png") as new:
-            (plot_trials if search else plot_sweep)(runs, new)
+        for kind in dict.fromkeys(["png", *formats]):
+            with replacing(folder / f"sweep.{kind}") as new:
+                (plot_trials if search else plot_sweep)(runs, new)
         if search:
             with replacing(folder / "importance.png") as new:
                 if not plot_importances(runs, new):

@@ -59,8 +59,9 @@ def series(runs: Sequence[Run]) -> tuple[str | None, dict[str, list[tuple[float,
 def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     """Draw perplexity and tokens per second against rounds, else against another swept key.
 
-    Means over seeds, with their standard deviation, a line for each combination of the other swept
-    keys. The paper's curve stands beside rounds, in a panel of its own where it is not comparable.
+    Means over seeds, with their standard deviation and each seed as a dot, a line for each
+    combination of the other swept keys; beside them perplexity against parameters and time. The
+    paper's curve stands beside rounds where it is comparable, else the reasons why it is not.
 
     Args:
         file: a path, or a stream that gets svg.
@@ -75,44 +76,61 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     ran = [run for group in found.values() for run in group]
     reason = not_comparable(ran) if x_key == ROUNDS else ""
 
-    plt, heights = pyplot(), [3, 1, 1] if reason else [3, 1]
-    figure, panels = plt.subplots(
-        len(heights), 1, figsize=(7, 2.2 + len(heights) * 1.5), sharex=True,
-        height_ratios=heights, layout="constrained",
+    plt = pyplot()
+    figure, places = plt.subplot_mosaic(
+        [["ppl", "params"], ["ppl", "time"], ["speed", "time"]],
+        figsize=(11, 5.5), width_ratios=[3, 2], layout="constrained",
     )  # fmt: skip
+    ppl, speed = places["ppl"], places["speed"]
+    speed.sharex(ppl)
+    ppl.tick_params(labelbottom=False)
     for i, (label, points) in enumerate(lines.items()):
-        ppls = [mean_sd([run.ppl("valid", names[0]) for run in group]) for _, group in points]
-        speeds = [mean_sd([r.summary["tokens_per_second"] for r in group]) for _, group in points]
-        for panel, stats in zip(panels, (ppls, speeds), strict=False):
+        style = look(i, len(lines))
+        seen = [(x, run) for x, group in points for run in group]
+        counts = span([len(group) for _, group in points])
+        at = [group for _, group in points]
+        found_ppls = [[run.ppl("valid", names[0]) for run in group] for group in at]
+        speeds = [[run.summary["tokens_per_second"] for run in group] for group in at]
+        for panel, values in ((ppl, found_ppls), (speed, speeds)):
+            stats = [mean_sd(of_group) for of_group in values]
             panel.errorbar(
                 [x for x, _ in points],
                 [mean for mean, _ in stats],
                 yerr=[0 if math.isnan(sd) else sd for _, sd in stats],
                 linestyle="-" if x_key else "none",
                 capsize=3,
-                label=label,
-                **look(i, len(lines)),
+                label=f"{label} (n = {counts})",
+                **style,
             )
-    panels[0].set_ylabel(f"validation perplexity ({names[0]})")
-    panels[1].set_ylabel("tokens/s")
-    panels[1].set_ylim(0, 1.1 * panels[1].get_ylim()[1])
+        dots = {"s": 10, "color": style["color"], "alpha": 0.5, "zorder": 3}
+        ppls = sum(found_ppls, start=[])
+        ppl.scatter([x for x, _ in seen], ppls, **dots)
+        for name, key, unit in (("params", "params", 1e6), ("time", "seconds", 60.0)):
+            costs = [run.summary.get(key, math.nan) / unit for _, run in seen]
+            places[name].scatter(costs, ppls, **dots | {"s": 22, "marker": style["marker"]})
+    ppl.set_ylabel(f"validation perplexity ({names[0]})")
+    speed.set_ylabel("tokens/s")
+    speed.set_ylim(0, 1.1 * speed.get_ylim()[1])
+    for name in ("params", "time"):
+        places[name].xaxis.set_major_locator(plt.MaxNLocator(4))
+    places["params"].set_xlabel("parameters, millions")
+    places["time"].set_xlabel("training time, minutes")
     if x_key == ROUNDS:
         text = "Melis et al. 2020: PTB, 24 M parameters, tuned"
-        paper = panels[2] if reason else panels[0]
-        paper.plot(range(len(PAPER)), PAPER, color="0.4", linestyle="--", marker=".", label=text)
-        panels[-1].xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    if reason:
-        paper.set_title(f"{text}\nnot comparable: {reason}", fontsize="small")
-        paper.set_ylabel("perplexity")
-    for panel in panels:
+        if reason:
+            ppl.set_title(f"{text}: not comparable\n({reason})", fontsize="small")
+        else:
+            ppl.plot(range(len(PAPER)), PAPER, color="0.4", linestyle="--", marker=".", label=text)
+        speed.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    for panel in places.values():
         panel.grid(alpha=0.3)
-    panels[0].legend(frameon=False)
-    panels[-1].set_xlabel("rounds" if x_key == ROUNDS else x_key or ", ".join(keys))
+    ppl.legend(frameon=False, fontsize="small")
+    speed.set_xlabel("rounds" if x_key == ROUNDS else x_key or ", ".join(keys))
     if not x_key:
         ticks = [", ".join(values) or "all" for values in found]
-        panels[-1].set_xticks(range(len(ticks)), ticks, rotation=20, ha="right")
+        speed.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right")
     elif x_key != ROUNDS and min(xs := [number(run.value(x_key)) for run in ran]) > 0:
-        panels[-1].set_xscale("log" if max(xs) / min(xs) > 30 else "linear")
+        speed.set_xscale("log" if max(xs) / min(xs) > 30 else "linear")
     save(figure, file)
     return True
 

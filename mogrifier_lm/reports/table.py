@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,23 @@ def markdown_text(text: str) -> str:
     for mark in ("\\", "<", "|"):
         text = text.replace(mark, f"\\{mark}")
     return plain(" ".join(text.replace("](", "]\\(").split()))
+
+
+def latex_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as a tabular of LaTeX, with the rules of the package booktabs."""
+    if not rows:
+        return ""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$"}
+
+    def line(cells: Iterable[Any]) -> str:
+        texts = ("".join(special.get(c, c) for c in str(cell)) for cell in cells)
+        return f"{' & '.join(texts)} \\\\"
+
+    head, *body = [line(rows[0]), *(line(row.values()) for row in rows)]
+    columns = "l" * len(rows[0])
+    parts = [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

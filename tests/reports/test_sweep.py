@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.launch.commands import report as report_command
 from mogrifier_lm.reports.folders import groups, mean_sd, progress, read_runs, swept
 from mogrifier_lm.reports.page import page
+from mogrifier_lm.reports.plots import plot_curves
 from mogrifier_lm.reports.report import write_report
 from mogrifier_lm.reports.sweep import failure_table, group_table
 from mogrifier_lm.reports.sweep_plots import not_comparable, plot_sweep
+from mogrifier_lm.reports.table import latex_table
+from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import ROOT, table_rows
 
 
@@ -236,3 +240,31 @@ def test_the_page_stands_alone_and_its_tables_sort(sweep: Path, tmp_path: Path) 
     assert ppls == ["55.00", "61.50 ± 2.12", "1,061.00"]
     assert '<th aria-sort="ascending">' in done.stdout and "&lt;sweep&gt;" in done.stdout
     assert done.stdout.count("<svg") == 2
+
+
+def test_plots_for_print_and_a_table_for_latex(sweep: Path, tmp_path: Path) -> None:
+    latex = tmp_path / "t.tex"
+    report_command.main(sweep, out=tmp_path, latex=latex, formats=["pdf", "svg"])
+    assert (tmp_path / "sweep.pdf").read_bytes().startswith(b"%PDF")
+    svg = (tmp_path / "sweep.svg").read_text()
+    assert "parameters, millions" in svg and "training time, minutes" in svg and "(n = 1" in svg
+    lines = latex.read_text().splitlines()
+    assert lines[2].startswith("model.rounds & ") and r"61.50 $\pm$ 2.12" in latex.read_text()
+    with pytest.raises(UserError, match="formats=gif is none of png, pdf, svg"):
+        report_command.main(sweep, formats=["gif"])
+
+
+def test_the_curves_of_a_run_have_a_title_and_the_floor(tmp_path: Path) -> None:
+    folder = RunFolder(shutil.copytree(ROOT / "results/ptb_small", tmp_path / "run"))
+    summary = json.loads(folder.summary.read_text())
+    summary["valid"]["floor_ppl"] = 71.25
+    folder.summary.write_text(json.dumps(summary))
+    path = plot_curves(folder, "svg")
+    assert path is not None
+    text = path.read_text()
+    assert "run: ptb" in text and "floor, the source itself: 71.25" in text
+
+
+def test_latex_takes_every_character() -> None:
+    (row,) = latex_table([{"a_b": r"50 % \ {~} ^ & # $"}]).splitlines()[4:5]
+    assert row == (r"50 \% \textbackslash{} \{\textasciitilde{}\} \textasciicircum{} \& \# \$ \\")
