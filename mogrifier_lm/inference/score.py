@@ -20,6 +20,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.evaluators.score import perplexity
 from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.terminal import plain
 
 WINDOW = 512  # time steps at once, those of the static evaluator
 GROUPS, BATCH = 1024, 4096  # texts that are sorted by length, and tokens of a batch of them
@@ -136,10 +137,10 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, tuple):
-        return " ".join(value)
+        return plain(" ".join(value))
     if isinstance(value, bool):
         return str(int(value))
-    return f"{value:.6f}" if isinstance(value, float) else str(value)
+    return f"{value:.6f}" if isinstance(value, float) else plain(str(value))
 
 
 def read_tsv(file: Iterable[str], text: str, item: str, path: str) -> Iterator[Line]:

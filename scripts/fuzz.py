@@ -1,0 +1,346 @@
+"""What no one would type, in every place where something is read: each case ends in one line.
+
+    python scripts/fuzz.py                          # 200 cases, of which a fifth trains or loads
+    python scripts/fuzz.py cases=10000 seed=7       # what docs/reliability.md reports
+    python scripts/fuzz.py only=1234 seed=7         # one case again, with all that it says
+
+A case is made from its number and the seed alone. It passes where it ends by itself, with a result
+that is finite or with one line for the user: no traceback, no crash, no more than 20 s and no more
+than 1 GB of memory. Cases run in child processes, many in one, since the import of torch takes
+longer than they do. What did not pass is printed at the end, and the exit status is 1.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from mogrifier_lm.config import Config, load_config, save_config, schema_of, validate
+from mogrifier_lm.launch.cli import guarded, script
+from mogrifier_lm.launch.job import compose
+
+SECONDS, MEMORY = 20, 10**9  # that a case may take
+TORCH = 600 * 10**6  # bytes that the libraries take by themselves
+STRANGE = [
+    "null", "nan", "inf", "-inf", "true", "", "''", "[]", "{}", "[[1]]", "{a:1}", "[null]", "???",
+    "0", "-0.0", "-1", "1e-300", "1e300", "1e400", "4294967296", "9" * 30, "0x10", "1_000", "abc",
+    "'a b'", "../..", "/dev/null", "'\x1b[2J'", "'é\u202e'", "${seed}", "${oc.env:NONE}", "'${'",
+]  # fmt: skip
+HUGE = ["100000", "10000000", "1000000000000", "1e18", "99999999999999999999"]
+
+
+def keys(schema: type = Config, path: str = "") -> dict[str, Any]:
+    """Dotted key → field and type of every option."""
+    found = {}
+    for field in dataclasses.fields(schema):
+        hint = get_type_hints(schema)[field.name]
+        if nested := schema_of(hint):
+            found |= keys(nested, f"{path}{field.name}.")
+        else:
+            found[f"{path}{field.name}"] = (field, hint)
+    return found
+
+
+# Where a run goes and what it says to others is not fuzzed; nor how long it goes on.
+FIXED = ("debug", "resume", "tracker.", "trainer.max_", "trainer.device", "data.", "trainer.init_")
+KEYS = keys()
+TRAINED = [key for key in KEYS if not key.startswith(FIXED)]
+
+
+def in_range(key: str, r: random.Random, huge: bool = False) -> str:
+    """A value that the schema takes; of a size one that is small, unless `huge`."""
+    field, hint = KEYS[key]
+    meta, types = field.metadata, {hint, *get_args(hint), *get_args(get_args(hint)[:1])}
+    if meta["choices"]:
+        return str(r.choice(meta["choices"]))
+    if bool in types:
+        return r.choice(["true", "false"])
+    if not types & {int, float}:
+        return r.choice(["auto", "reference", "lstm", "x"])
+    low = meta["least"] if meta["above"] is None else meta["above"] + 1e-12
+    high = meta["most"] if meta["below"] is None else meta["below"] - 1e-12
+    if int in types:
+        small = 3 if key.endswith(("rounds", "layers", "samples", "mixture", "passes")) else 24
+        return str(int(r.randint(int(low), int(min(high, low + small))) if not huge else high))
+    value = high if huge else r.choice([low, high, r.uniform(low, min(1, high)), 0.5])
+    return f"[{value:g}]" if "list" in str(hint) else repr(float(min(max(value, low), high)))
+
+
+def base(home: Path) -> list[str]:
+    """A run of a second."""
+    return [
+        "data=text", f"data.dir={home}/text", f"data.cache_dir={home}/cache", "tracker=none",
+        "model.hidden_size=6", "trainer.batch_size=4", "trainer.bptt=7", "trainer.max_steps=3",
+        "trainer.max_epochs=null", "evaluators.static.batch_size=8",
+    ]  # fmt: skip
+
+
+def of_run(overrides: list[str], folder: Path) -> None:
+    from mogrifier_lm.runs.folder import RunFolder
+    from mogrifier_lm.runs.run import run
+
+    config = validate(compose(overrides))
+    folder.mkdir(exist_ok=True)
+    save_config(config, RunFolder(folder).config)
+    expect_finite(run(config, RunFolder(folder)))
+
+
+def expect_finite(summary: dict[str, Any]) -> None:
+    for split in ("valid", "test"):
+        for name, score in summary[split].items():
+            if isinstance(score, dict) and not math.isfinite(score["ppl"]):
+                print(f"not finite: {split} {name}")
+
+
+# -- what is done: each takes the home of the fuzzing, an empty folder and the source of chance ----
+
+
+def overrides(home: Path, folder: Path, r: random.Random) -> None:
+    given = []
+    for key in r.choices(list(KEYS), k=r.randint(1, 4)):
+        key = r.choice([key, key.rpartition(".")[0] or key, key + "x"]) if r.random() < 0.2 else key
+        value = r.choice(STRANGE) if r.random() < 0.7 or key not in KEYS else in_range(key, r)
+        given.append(f"{r.choice(['', '', '', '+', '~', '++'])}{key}={value}")
+    validate(compose([*base(home), "evaluators=[static,dynamic,cache]", *given]))
+
+
+def damaged(raw: bytes, r: random.Random) -> bytes:
+    """Some bytes flipped, cut, doubled or put in."""
+    data = bytearray(raw)
+    for _ in range(r.randint(1, 4)):
+        at = r.randrange(len(data) + 1)
+        how = r.randrange(5)
+        if how == 0:
+            del data[at : at + r.choice([1, 10, len(data)])]
+        elif how == 1:
+            data[at:at] = data[at : at + r.choice([1, 30])]
+        elif how == 2:
+            data[at:at] = r.choice(STRANGE).encode()
+        elif how == 3:
+            data[at:at] = r.choice([b"[", b"{", b'{"a":', b"- "]) * r.choice([1, 30, 20_000])
+        elif data:
+            data[min(at, len(data) - 1)] ^= 1 << r.randrange(8)
+    return bytes(data)
+
+
+def strange_value(value: Any, r: random.Random) -> Any:
+    """A value of a file with one part of it replaced."""
+    if r.random() < 0.3 or not isinstance(value, dict | list) or not value:
+        return r.choice([None, 5, -1.5, 1e300, "x", "\x1b[31m", [], {}, [[]], True, "=1+1", "<b>"])
+    at = r.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[at] = strange_value(value[at], r)  # type: ignore[index]
+    return copy
+
+
+def a_copy(home: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(home / "sweep", folder / "sweep")) / "0"
+
+
+def damage(path: Path, r: random.Random) -> None:
+    """One file, by its bytes or by its values."""
+    if path.suffix == ".json" and r.random() < 0.6:
+        path.write_text(json.dumps(strange_value(json.loads(path.read_text()), r)))
+    else:
+        path.write_bytes(damaged(path.read_bytes(), r))
+
+
+def saved_config(home: Path, folder: Path, r: random.Random) -> None:
+    import yaml
+
+    run = a_copy(home, folder)
+    path = run / "config.yaml"
+    if r.random() < 0.5:
+        path.write_text(yaml.safe_dump(strange_value(yaml.safe_load(path.read_text()), r)))
+    else:
+        damage(path, r)
+    load_config(path)
+
+
+def report(home: Path, folder: Path, r: random.Random) -> None:
+    from mogrifier_lm.reports.folders import read_runs
+    from mogrifier_lm.reports.page import page
+    from mogrifier_lm.reports.report import write_report
+
+    run = a_copy(home, folder)
+    names = ("summary.json", "overrides.json", "provenance.json", "metrics.jsonl")
+    damage(run / r.choice(names), r)
+    runs = read_runs([run.parent])
+    write_report(runs, folder / "report")
+    page(runs, "fuzz")
+
+
+def text(home: Path, folder: Path, r: random.Random) -> None:
+    from mogrifier_lm.data import load_corpus
+    from mogrifier_lm.data.corpus import DataConfig
+
+    shutil.copytree(home / "text", folder / "text")
+    path = folder / "text" / f"{r.choice(['train', 'valid', 'test'])}.txt"
+    path.write_bytes(damaged(path.read_bytes()[: r.choice([0, 10, 2000])], r))
+    load_corpus(DataConfig(name="text", dir=str(folder / "text"), cache_dir=str(folder)))
+
+
+def sizes(home: Path, folder: Path, r: random.Random) -> None:
+    size = [k for k in KEYS if k.startswith("model.") and KEYS[k][1] not in (bool, str)]
+    given = [f"{key}={r.choice(HUGE)}" for key in r.sample(size, k=r.randint(1, 2))]
+    given += ["model.hidden_size=null"] if any("num_params" in g for g in given) else []
+    of_run([*base(home), *given], folder / "run")
+
+
+def checkpoint(home: Path, folder: Path, r: random.Random) -> None:
+    from mogrifier_lm import load_model
+
+    run = a_copy(home, folder)
+    files = ["checkpoints/best/model.safetensors", "tokenizer.json", "config.yaml"]
+    damage(run / r.choice(files), r)
+    model = load_model(run)
+    model.zero_states(1)
+
+
+def resumed(home: Path, folder: Path, r: random.Random) -> None:
+    from mogrifier_lm.runs.folder import RunFolder
+    from mogrifier_lm.runs.run import run as go_on
+
+    run = a_copy(home, folder)
+    files = ["checkpoints/last/state.safetensors", "metrics.jsonl", "provenance.json"]
+    damage(run / r.choice(files), r)
+    config = load_config(run / "config.yaml")
+    config.data.cache_dir = str(home / "cache")
+    config.trainer.max_steps = 5
+    expect_finite(go_on(config, RunFolder(run)))
+
+
+def trained(home: Path, folder: Path, r: random.Random) -> None:
+    given = [f"{key}={in_range(key, r)}" for key in r.sample(TRAINED, k=r.randint(1, 6))]
+    names = sorted({g.split(".")[1] for g in given if g.startswith("evaluators.")} | {"static"})
+    of_run([*base(home), f"evaluators=[{','.join(names)}]", *given], folder / "run")
+
+
+Case = Callable[[Path, Path, random.Random], None]
+LIGHT: list[Case] = [overrides, overrides, overrides, saved_config, report, text, sizes]
+HEAVY: list[Case] = [trained, trained, checkpoint, resumed]
+
+
+def one(number: int, seed: int, home: Path) -> tuple[str, str]:
+    """The name of a case, and what is wrong with how it ended; "" where nothing is."""
+    r = random.Random(f"{seed}/{number}")
+    case = r.choice(LIGHT if number % 5 else HEAVY)
+    said, stream = io.StringIO(), logging.StreamHandler(said_log := io.StringIO())
+    logging.getLogger().addHandler(stream)
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=home) as folder,
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            guarded(lambda: case(home, Path(folder), r))
+    except SystemExit:
+        line = said.getvalue().strip().splitlines()[-1:]
+        if not line or not line[0].startswith("error: ") or len(line[0]) < 15:
+            return case.__name__, f"it ended without a line that says why: {line}"
+        return f"{case.__name__} refused", ""
+    except BaseException:
+        return case.__name__, traceback.format_exc(limit=-3)
+    finally:
+        logging.getLogger().removeHandler(stream)
+    if "not finite" in said.getvalue() and "infinite" not in said_log.getvalue():
+        return case.__name__, said.getvalue()
+    return case.__name__, ""
+
+
+def serve(pipe: Connection, seed: int, home: Path) -> None:
+    """In a child: do the cases whose numbers come, until none does."""
+    os.environ["TQDM_DISABLE"] = "1"
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # plots take longer than all else
+    import torch
+
+    torch.set_num_threads(1)
+    while (number := pipe.recv()) is not None:
+        pipe.send(one(number, seed, home))
+
+
+def peak_memory(pid: int | None) -> int:
+    """The most bytes that a process has had; 0 of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
+def prepare(home: Path) -> None:
+    """The text, and a sweep of one run, that cases damage copies of."""
+    from mogrifier_lm.data.synthetic import SyntheticLanguage
+    from mogrifier_lm.files import write_json
+
+    (home / "text").mkdir()
+    language = SyntheticLanguage(seed=1)
+    for i, (split, size) in enumerate((("train", 1500), ("valid", 200), ("test", 200))):
+        lines = language.sample(size, seed=i)
+        (home / "text" / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+    (home / "sweep").mkdir()
+    of_run([*base(home), "trainer.log_every=1"], home / "sweep" / "0")
+    write_json(home / "sweep/0/overrides.json", {"model.rounds": "5", "seed": "1"})
+
+
+def main(*, cases: int = 200, seed: int = 1, only: int = -1) -> None:
+    failures, counts, began = [], Counter[str](), time.monotonic()
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        setup = context.Process(target=prepare, args=(home,))  # this process stays without torch
+        setup.start()
+        setup.join()
+        child, pipe = None, None
+        for number in range(cases) if only < 0 else [only]:
+            if child is None:
+                pipe, theirs = context.Pipe()
+                child = context.Process(target=serve, args=(theirs, seed, home), daemon=True)
+                child.start()
+                theirs.close()
+            assert pipe is not None
+            pipe.send(number)
+            name, wrong = "?", f"no end after {SECONDS} s"
+            if pipe.poll(SECONDS + 20 * (number == 0 or only >= 0)):
+                try:
+                    name, wrong = pipe.recv()
+                except EOFError:
+                    child.join()
+                    wrong = f"it crashed, exit code {child.exitcode}"
+            taken = peak_memory(child.pid)
+            if taken > MEMORY + TORCH:
+                wrong = wrong or f"it took {taken:,} bytes"
+            counts[name] += 1
+            if wrong:
+                failures.append(f"case {number} ({name}): {wrong}")
+                print(failures[-1], flush=True)
+                child.kill()
+                child.join()
+                child = None
+        if child is not None:
+            child.kill()
+            child.join()
+    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    print(f"{sum(counts.values())} cases in {time.monotonic() - began:.0f} s: {told}")
+    print(f"{len(failures)} did not pass")
+    if failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    script(main)
