@@ -89,12 +89,17 @@ class Totals:
                 self.unknown_nats += word.nats
             yield word
 
+    @property
+    def ppl(self) -> float:
+        """Perplexity per word."""
+        return perplexity(self.nats / self.words)
+
     def __str__(self) -> str:
         """Perplexity with and without what was scored as <unk>, which is cheap to predict."""
         if not self.words:
             return "no words"
         line = f"{self.words:,} words, {self.nats:.4f} nats, "
-        line += f"perplexity {perplexity(self.nats / self.words):.2f} a word"
+        line += f"perplexity {self.ppl:.2f} a word"
         if self.unknown:
             share, rest = self.unknown / self.words, self.words - self.unknown
             known = perplexity((self.nats - self.unknown_nats) / rest) if rest else math.inf

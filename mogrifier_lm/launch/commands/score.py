@@ -3,6 +3,7 @@
     python scripts/score.py run=RUN_DIR text=FILE                 # a table to stdout; - is stdin
     python scripts/score.py run=RUN_DIR text=FILE to=scores.tsv   # .jsonl and .gz are understood
     python scripts/score.py run=RUN_DIR text=items.tsv column=sentence item=item
+    python scripts/score.py run=RUN_DIR text=FILE page=page.html  # in colour; beside other=RUN_DIR
     python scripts/score.py run=RUN_DIR split=test                # tables and a plot in RUN_DIR
 
 run is the folder of a run, an exported one or a name on the Hugging Face hub. A row is a word,
@@ -50,6 +51,8 @@ def main(
     edge: str = "right",
     top: int = 0,
     to: str = "-",
+    page: str = "",
+    other: str = "",
     save: str = "",
     device: str = "auto",
     min_count: int = 10,
@@ -62,6 +65,11 @@ def main(
         raise UserError("save=FILE is of split=NAME; with text=FILE give to=FILE")
     if item and not column:
         raise UserError("item=NAME is a column of a table: give column=NAME for its text")
+    if page:
+        runs = [run, other] if other else [run]
+        return _page(page, runs, text, column, unit or "line", edge, device)
+    if other:
+        raise UserError("other=RUN_DIR stands beside run on a page: give page=FILE.html")
     from mogrifier_lm import load_model
     from mogrifier_lm.inference.score import Totals, score_lines, write_tsv
 
@@ -86,6 +94,22 @@ def main(
     if not totals.words:
         raise UserError(f"{text} is empty")
     print(f"unit={unit}: {totals}", file=sys.stderr)
+
+
+def _page(
+    page: str, runs: list[str], text: str, column: str, unit: str, edge: str, device: str
+) -> None:
+    """A text with its surprisal as colour, under one model or two."""
+    from mogrifier_lm import load_model
+    from mogrifier_lm.reports.surprisal import surprisal_page
+
+    with opened(text, "rt") as source:
+        lines = [line.text for line in _lines(source, text, column, "")]
+    if len(set(runs)) < len(runs):
+        raise UserError("other=RUN_DIR is the run itself")
+    scored = {r: load_model(r, device).score(lines, unit, edge=edge, top=5) for r in runs}
+    Path(page).write_text(surprisal_page(scored), encoding="utf-8")
+    print(page)
 
 
 @contextmanager
