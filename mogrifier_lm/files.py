@@ -48,20 +48,32 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(orphan)
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield new
-        if not new.exists():
-            return
-        for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
-            _flush(file)
-        if not (new.is_dir() and path.is_dir()):
-            os.replace(new, path)
-            _flush(path.parent)
+        with naming(path):
+            yield new
+            if not new.exists():
+                return
+            for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
+                _flush(file)
+            if not (new.is_dir() and path.is_dir()):
+                os.replace(new, path)
+                _flush(path.parent)
+    finally:
+        _remove(new)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing say which file it is, because the disk's own often do not.
+
+    Raises:
+        UserError: the disk is full, say.
+    """
+    try:
+        yield
     except OSError as error:
         if error.errno is None:  # of what was being written, not of the disk
             raise
         raise UserError(f"{shown(path)} cannot be written: {error.strerror}") from error
-    finally:
-        _remove(new)
 
 
 def _remove(path: Path) -> None:

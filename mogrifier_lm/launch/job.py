@@ -8,12 +8,13 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -39,8 +40,10 @@ from mogrifier_lm.config import (
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.launch.explain import explain
+from mogrifier_lm.launch.signals import Interrupted, end_by, endable
+from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.reports.folders import Run
-from mogrifier_lm.reports.table import final_table, objective
+from mogrifier_lm.reports.table import objective
 from mogrifier_lm.runs.folder import (
     MULTIRUN,
     REPORT,
@@ -48,13 +51,9 @@ from mogrifier_lm.runs.folder import (
     Status,
     check_inside,
     locked,
-    sweep_name,
 )
 from mogrifier_lm.terminal import shown
 from mogrifier_lm.training import parallel
-
-if TYPE_CHECKING:
-    from mogrifier_lm.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -217,9 +216,23 @@ def compose_grid(overrides: Sequence[str]) -> dict[str, list[str]]:
 
 
 def train_job(node: DictConfig) -> float:
-    """What Hydra calls: one run, alone or of a sweep. Returns what `run` does."""
+    """What Hydra calls: one run, alone or of a sweep; returns its objective.
+
+    A signal that ends the run ends this process.
+    """
+    folder = RunFolder(HydraConfig.get().runtime.output_dir)
+    logging.raiseExceptions = False  # a full disk is told once, by the run
+    try:
+        with endable():
+            return _job(node, folder)
+    except Interrupted as error:
+        print(f"interrupted: {folder} {error}", file=sys.stderr)
+        end_by(error.number)
+
+
+def _job(node: DictConfig, folder: RunFolder) -> float:
+    """A run, and the report of the sweep that it is of."""
     hydra_config = HydraConfig.get()
-    folder = RunFolder(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
         if parallel.RANK:
@@ -266,8 +279,7 @@ def run_in(
     node: DictConfig, folder: RunFolder, overrides: Sequence[str], in_sweep: bool = False
 ) -> float:
     """Run a config in its folder, or what is left of it there; a failure leaves its reason."""
-    summary = folder.read_summary()
-    holds_run, begun = folder.has_trained(), False
+    holds_run, completed, begun = folder.has_trained(), folder.is_completed(), False
     try:
         if in_sweep and node.resume:
             raise UserError(
@@ -280,6 +292,10 @@ def run_in(
             )
         if not (holds_run or node.resume):
             write_json(folder.overrides, as_values(overrides))
+        if holds_run and not folder.can_resume() and not (in_sweep and completed):
+            raise UserError(
+                f"{folder} holds results, but no checkpoint to go on from: take another folder"
+            )
         config = resume_config(node, folder.config, overrides) if node.resume else validate(node)
         if in_sweep and folder.has_begun():
             if load_config(folder.config) != portable(config):
@@ -287,106 +303,35 @@ def run_in(
                     f"{folder} holds a run of these overrides with another {folder.config.name}: "
                     "take another hydra.sweep.dir"
                 )
-            if summary.get("status") == Status.COMPLETED:
+            if completed:
                 log.info("%s is completed: skipped", folder)
-                return objective(summary)
+                return objective(folder.read_summary())
         for key in without_effect(config, overrides):
             log.warning("%s has no effect beside the other settings", key)
         # Written before torch is imported: from here on a run that is killed can be resumed.
         save_config(config, folder.config)
-        folder.summary.unlink(missing_ok=True)  # of the part that failed
         begun = True
+        if not completed:  # its results stay until there are better ones
+            folder.summary.unlink(missing_ok=True)  # of the part that failed
         return tracked_run(config, folder, overrides)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit | Interrupted)
         status = Status.INTERRUPTED if interrupted else Status.FAILED
         reason = explain(error) or type(error).__name__
         if isinstance(error, SystemExit):  # raised by submitit, when SLURM sends its signal
             reason = "at its time limit or preempted; it goes on when the queue starts it again"
-        # A command that is refused leaves the run that is there alone.
-        if begun or not (holds_run or summary.get("status") == Status.COMPLETED):
-            folder.end(status, reason, seed=node.seed)
         log.error("run %s: %s", status, reason)
-        with open(folder.log, "a", encoding="utf-8") as file:
-            traceback.print_exc(file=file)
+        with suppress(UserError, OSError):  # where the disk is full the error has said so
+            # A command that is refused leaves the run that is there alone.
+            if not completed and (begun or not holds_run):
+                folder.end(status, reason, seed=node.seed)
+            with open(folder.log, "a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
         if isinstance(error, KeyboardInterrupt) and begun:
             sweep = f"the same command with hydra.sweep.dir={quoted(str(folder.path.parent))}"
             alone = f"python train.py resume={quoted(str(folder))}"
             raise KeyboardInterrupt(f"{sweep if in_sweep else alone} goes on") from error
         raise
-
-
-def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> float:
-    """A run, shown where its tracker says and, once it has ended, drawn and printed."""
-    from mogrifier_lm.reports.plots import plot_curves
-    from mogrifier_lm.runs.run import run
-
-    opened: list[Tracker] = []
-    with ExitStack() as stack:
-
-        def open_tracker(values: Mapping[str, Any]) -> Callable[[Mapping[str, float]], None]:
-            tracker = _open_tracker(config, folder, overrides, values)
-            opened.append(stack.enter_context(tracker))
-            return tracker.log
-
-        summary = run(config, folder, open_tracker)
-        (tracker,) = opened
-        curves = plot_curves(folder)
-        tracker.summary(summary)
-        if curves:
-            tracker.log_image("curves", curves)
-        if config.tracker.artifacts:
-            tracker.log_model(folder.path, folder.model_files(), summary)
-    log.info("%s", final_table(summary, shown(folder.path)))
-    return objective(summary)
-
-
-def _open_tracker(
-    config: Config, folder: RunFolder, overrides: Sequence[str], values: Mapping[str, Any]
-) -> "Tracker":
-    from mogrifier_lm.tracking.tracker import build_tracker
-    from mogrifier_lm.training import checkpoint
-
-    t = config.tracker
-    if begun := read_json(folder.overrides):  # a run that goes on keeps its name
-        overrides = [f"{k}={v}" for k, v in begun.items()]
-    chosen = dict(o.split("=", 1) for o in overrides if o.startswith(("experiment=", "sweep=")))
-    names = [*chosen.values(), config.data.name, config.model.cell]
-    names += ["mogrifier"] if config.model.rounds else []
-    run_id = read_json(folder.wandb).get("run_id")
-    if not run_id and folder.last.is_file():  # where older versions kept it
-        run_id = checkpoint.load(folder.last)[1]["progress"].get("run_id")
-    sweep = folder.sweep()
-    tracker = build_tracker(
-        kind=t.name,
-        mode=t.mode,
-        project=t.project,
-        entity=t.entity,
-        folder=folder.path,
-        config={**values, "overrides": list(overrides)},
-        group=t.group or (sweep_name(sweep) if sweep else None),
-        name=t.run_name or short_name(overrides) or folder.path.name,
-        tags=list(dict.fromkeys([*t.tags, *(name[:64] for name in names)])),
-        run_id=run_id,
-        rows=folder.rows() if run_id else (),
-    )
-    if tracker.run_id:
-        write_json(folder.wandb, {"run_id": tracker.run_id})
-    return tracker
-
-
-def short_name(overrides: Sequence[str]) -> str:
-    """What tells a run from others: rounds=3,seed=1 of model.rounds=3 and seed=1.
-
-    A key keeps its whole path where its last part alone would be another key's too.
-    """
-    skipped = ("tracker", "sweep=", "data.dir=", "data.cache_dir=")
-    pairs = [o.lstrip("+").split("=", 1) for o in overrides if not o.startswith(skipped)]
-    last = [pair[0].rpartition(".")[2] for pair in pairs]
-    return ",".join(
-        "=".join([key if last.count(short) > 1 else short, *value])
-        for short, (key, *value) in zip(last, pairs, strict=True)
-    )
 
 
 def grid(sweep_dir: Path) -> list[dict[str, str]]:

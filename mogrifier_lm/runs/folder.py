@@ -47,7 +47,8 @@ class RunFolder:
         summary: how it ended, and its scores.
         tuning: what evaluators have tried.
         best: the best weights by validation perplexity.
-        last: all that training depends on, as of the last checkpoint.
+        last: the last checkpoint: all that training depends on.
+        previous: the one before, for where the last is damaged.
         curves: a plot of the metrics.
         log: what the run says, and tracebacks.
         counts: of each type in the training text, in an exported folder.
@@ -65,6 +66,7 @@ class RunFolder:
         self.tuning = self.path / "tuning.json"
         self.best = self.path / "checkpoints" / "best" / "model.safetensors"
         self.last = self.path / "checkpoints" / "last" / "state.safetensors"
+        self.previous = self.last.with_name("previous.safetensors")
         self.curves = self.path / "curves.png"
         self.log = self.path / "train.log"
         self.counts = self.path / "counts.json"
@@ -81,9 +83,17 @@ class RunFolder:
         """Whether there is a run to go on with."""
         return self.config.is_file()
 
+    def can_resume(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.last.is_file() or self.previous.is_file()
+
     def has_trained(self) -> bool:
-        """Whether there are checkpoints, which another run must not take."""
-        return self.last.is_file() or self.best.is_file()
+        """Whether there are checkpoints or results, which no other run may take."""
+        return self.can_resume() or self.best.is_file() or self.is_completed()
+
+    def is_completed(self) -> bool:
+        """Whether it has its results, which only better ones may replace."""
+        return self.read_summary().get("status") == Status.COMPLETED
 
     def sweep(self) -> Path | None:
         """The folder of the sweep that the run is of; None where it is of none."""

@@ -27,6 +27,7 @@ from mogrifier_lm.runs.build import (
 )
 from mogrifier_lm.runs.evaluate import SCORED, entries, score
 from mogrifier_lm.runs.folder import RunFolder, Status
+from mogrifier_lm.training import checkpoint
 from mogrifier_lm.training.optim import build_averaging, build_optimizer
 from mogrifier_lm.training.parallel import Processes
 from mogrifier_lm.training.progress import total_steps
@@ -63,14 +64,15 @@ def run(
         )
     device = check_device(processes.device(config.trainer.device))
     use_threads(config.trainer.threads)
-    resuming = folder.last.is_file()
+    resuming = folder.can_resume()
     corpus = processes.in_turn(
         lambda: saved_corpus(folder, config) if resuming else build_corpus(config)
     )
     vocab_size, tokens = len(corpus.tokenizer), len(corpus.splits["train"].ids)
     check_training_memory(config, vocab_size, tokens, device)
     if resuming:
-        check_checkpoint(config.model, vocab_size, folder.last)
+        path = checkpoint.whole(folder.last, folder.previous)
+        check_checkpoint(config.model, vocab_size, path)
     torch.manual_seed(config.seed)
     model = build_model(config.model, vocab_size, device)
     trainer = _trainer(config, folder, corpus, model, processes)
@@ -94,6 +96,7 @@ def run(
     log.info("scoring the best weights")
     results = dict(score(config, model, corpus, SCORED, folder))
     summary = _summary(config, trainer) | entries(results, corpus, SCORED)
+    _keep_scores(folder.read_summary(), summary)
     write_json(folder.summary, summary)
     return summary
 
@@ -166,6 +169,20 @@ def _summary(config: Config, trainer: Trainer) -> dict[str, Any]:
         "best_step": progress.best_step,
         "ended": progress.finished,
     }
+
+
+def _keep_scores(earlier: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Add to a summary what an earlier one has of the same weights; say what is of other ones."""
+    kept = earlier.get("best_step") == summary["best_step"]
+    for split in SCORED:
+        others = {k: v for k, v in earlier.get(split, {}).items() if k not in summary[split]}
+        if kept:
+            summary[split] |= others
+        elif others:
+            log.warning(
+                "%s text: what %s gave was of other weights and is gone; scripts/evaluate.py gives "
+                "it anew", split, ", ".join(others),
+            )  # fmt: skip
 
 
 def _begin(

@@ -1,36 +1,118 @@
 """Checkpoints: tensors and plain values in one safetensors file, written whole or not at all.
 
-Nothing is pickled, so a file from a stranger cannot run code.
+Nothing is pickled, so a file from a stranger cannot run code. A checksum of the whole file stands
+in its header: what a disk or a copy has damaged is refused, not computed with.
 """
 
 import json
+import logging
+import os
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.files import replacing
+from mogrifier_lm.training import metrics
+from mogrifier_lm.training.parallel import Processes
 
 if TYPE_CHECKING:
     from mogrifier_lm.model import LanguageModel
 
+log = logging.getLogger(__name__)
 
-def save(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+# As safetensors calls them.
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+CHECKSUM, UNKNOWN = "crc32", "00000000"
+CHUNK = 2**20  # bytes read at once
+
+
+def save(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    previous: Path | None = None,
+) -> None:
     """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: its file.
+        tensors: of any shape and device.
+        values: plain ones.
+        previous: where the checkpoint that was there is kept, as long as the file system can give
+            a file two names; for `load` to go back to if the new one is damaged later.
 
     Raises:
         UserError: it cannot be written, because the disk is full, say.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as new:
-        safetensors.torch.save_file(contiguous, new, metadata={"values": json.dumps(values)})
+        with open(new, "wb") as file:
+            _write(file, tensors, values)
+        if previous:
+            with suppress(UserError), replacing(previous) as second:
+                os.link(path, second)
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write tensor by tensor; the library's writer leaves a nameless file where it is killed."""
+    # Aligned: the wide ones first, as the library has it.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {"values": json.dumps(values), CHECKSUM: UNKNOWN}}
+    end = 0
+    for name in names:
+        tensor, begin = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    crc = zlib.crc32(text)
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+        file.write(data)
+        crc = zlib.crc32(data, crc)
+    file.seek(8)
+    file.write(text.replace(_entry(UNKNOWN), _entry(f"{crc:08x}"), 1))
+
+
+def _entry(checksum: str) -> bytes:
+    """As it stands in the header."""
+    return f'"{CHECKSUM}": "{checksum}"'.encode()
+
+
+def _verify(path: Path) -> None:
+    """Compare a file with its checksum; one of an older version has none.
+
+    Raises:
+        ValueError: they differ.
+    """
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = file.read(min(length, path.stat().st_size))
+        known = json.loads(header)["__metadata__"].get(CHECKSUM)
+        if known is None:
+            return
+        crc = zlib.crc32(header.replace(_entry(known), _entry(UNKNOWN), 1))
+        while chunk := file.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    if known != f"{crc:08x}":
+        raise ValueError("its checksum is another one")
 
 
 def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -50,12 +132,31 @@ def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, 
 @contextmanager
 def _opened(path: Path, device: str = "cpu") -> Iterator[Any]:
     try:
+        _verify(path)
         with safe_open(path, framework="pt", device=device) as file:
             yield file
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {path}") from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (
+        SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, struct.error,
+        RecursionError,
+    ) as error:  # fmt: skip
         raise UserError(f"the checkpoint {path} is damaged: {one_line(error)}") from error
+
+
+def whole(last: Path, previous: Path) -> Path:
+    """The checkpoint to go on from: the last, or where it is damaged the one before it.
+
+    Raises:
+        UserError: neither is whole.
+    """
+    try:
+        with _opened(last):
+            return last
+    except UserError as error:
+        with suppress(UserError), _opened(previous):
+            return previous
+        raise error
 
 
 def weight_shapes(path: Path) -> list[list[int]]:
@@ -109,3 +210,76 @@ def load_weights(model: "LanguageModel", path: Path) -> None:
         raise UserError(f"{path} does not fit this model: {reason}") from error
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(f"{path} is damaged: {bad[0]} holds NaN or infinite weights")
+
+
+class Files(Protocol):
+    """Where a trainer writes: of a run's folder, see `runs.folder.RunFolder`."""
+
+    metrics: Path  # a line for each event
+    best: Path  # the best weights
+    last: Path  # all that the next step depends on
+    previous: Path  # the last but one
+
+
+class Checkpoints:
+    """The checkpoints of a run. Each is one moment: it holds the best weights of then, too.
+
+    The file of the best weights follows from it and is written after it, so that no kill leaves
+    best weights from a future that a resumed run has not seen.
+
+    Args:
+        files: where they lie.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self._best: dict[str, Tensor] = {}
+        self._best_values: dict[str, Any] = {}
+        self._best_is_new = False  # not in its file yet
+
+    def keep_best(self, model: "LanguageModel", values: Mapping[str, Any]) -> None:
+        """Take a copy of the weights as the best so far."""
+        state = model.state_dict()
+        self._best = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+        self._best_values, self._best_is_new = dict(values), True
+
+    def restore_best(self, model: "LanguageModel") -> None:
+        """Put the best weights back into the model."""
+        model.load_state_dict(self._best)
+
+    def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Write a checkpoint, and keep the one before it."""
+        metrics.flush(self.files.metrics)  # before what counts its lines
+        best = {f"best.{name}": tensor for name, tensor in self._best.items()}
+        values = {**values, "best": self._best_values}
+        save(self.files.last, {**tensors, **best}, values, self.files.previous)
+        if self._best_is_new:
+            save(self.files.best, self._best, self._best_values)
+        self._best_is_new = False
+
+    def load(self, processes: Processes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The last checkpoint or, with a line that says so, the one before where it is damaged.
+
+        The other files are brought to its moment by the first of the processes.
+
+        Raises:
+            UserError: neither is whole.
+        """
+        path = whole(self.files.last, self.files.previous)
+        tensors, values = load(path)
+        is_last = path == self.files.last
+        if not is_last:
+            log.warning("%s is damaged: going back to the checkpoint before it", self.files.last)
+        if "best" in values:
+            self._best, self._best_values = part(tensors, "best."), values["best"]
+        elif self.files.best.is_file():  # of an older version, which has them in their file alone
+            self._best, self._best_values = load(self.files.best)
+
+        def bring_files_to_its_moment() -> None:
+            if not is_last:  # the damaged one must not become the previous one
+                save(self.files.last, tensors, values)
+            if self._best:
+                save(self.files.best, self._best, self._best_values)
+
+        processes.first(bring_files_to_its_moment)
+        return tensors, values

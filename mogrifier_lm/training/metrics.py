@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from mogrifier_lm.files import naming
+
 log = logging.getLogger(__name__)
 
 
@@ -13,9 +15,9 @@ def append(path: Path, row: Mapping[str, float]) -> int:
     """Write a row; returns the length of the log in bytes.
 
     Raises:
-        OSError: it cannot be written; what was written of the line is cut by `cut`.
+        UserError: it cannot be written; what was written of the line is cut by `cut`.
     """
-    with open(path, "a", encoding="utf-8") as file:
+    with naming(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         return file.tell()
 

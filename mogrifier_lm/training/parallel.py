@@ -93,6 +93,17 @@ class Processes:
         dist.broadcast(now, 0)
         return float(now)
 
+    def most(self, number: int) -> int:
+        """The largest of what the processes give."""
+        if self.size == 1:
+            return number
+        import torch
+        import torch.distributed as dist
+
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
     def add_up(self, tensors: list["Tensor"]) -> None:
         """Replace each tensor by its sum over the processes."""
         if self.size == 1:

@@ -10,8 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,23 +26,17 @@ from mogrifier_lm.regularization import activation_penalty, draw_masks, drop, ma
 from mogrifier_lm.terminal import progress_bar
 from mogrifier_lm.training import checkpoint, metrics
 from mogrifier_lm.training.averaging import Averaging, swapped
+from mogrifier_lm.training.checkpoint import Checkpoints, Files
 from mogrifier_lm.training.optim import set_lr
 from mogrifier_lm.training.parallel import Processes
 from mogrifier_lm.training.progress import Progress, Stopwatch, total_steps
+from mogrifier_lm.training.signals import HeldSignals
 
 log = logging.getLogger(__name__)
 
 Track = Callable[[Mapping[str, float]], None]
 
 DIVERGED = 2.0  # times the best validation perplexity
-
-
-class Files(Protocol):
-    """Where the trainer writes: of a run's folder, see `runs.folder.RunFolder`."""
-
-    metrics: Path  # a line for each event
-    best: Path  # the best weights
-    last: Path  # all that the next step depends on
 
 
 class Trainer:
@@ -78,7 +71,8 @@ class Trainer:
     ) -> None:
         self.model, self.train, self.optimizer, self.averaging = model, train, optimizer, averaging
         self.regularization = regularization
-        self.config, self.validate, self.files = config, validate, files
+        self.config, self.validate, self.metrics = config, validate, files.metrics
+        self.checkpoints = Checkpoints(files)
         self.device = model.output_bias.device
         self.generator = torch.Generator(self.device).manual_seed(seed)  # of masks
         self.lengths = torch.Generator().manual_seed(seed)  # of windows
@@ -96,7 +90,7 @@ class Trainer:
     # -- saving and resuming -------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the last checkpoint: weights, optimizer, averages, state, generators, progress."""
+        """Write a checkpoint: weights, optimizer, averages, state, generators, progress."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer)
         states = self.model.named_states(self.states)
@@ -107,11 +101,7 @@ class Trainer:
         tensors |= {"sums": self.sums}
         progress = asdict(self.progress)
         values = {"progress": progress, "peak_lr": self.peak_lr, "averaging": averaging}
-        self._save(self.files.last, tensors, values)
-
-    def _save(self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """In the first process, on which the others wait."""
-        self.processes.first(lambda: checkpoint.save(path, tensors, values))
+        self.processes.first(lambda: self.checkpoints.save(tensors, values))
 
     def load(self) -> None:
         """Go back to the last checkpoint; the log of metrics is cut to what it held then.
@@ -119,7 +109,7 @@ class Trainer:
         Raises:
             UserError: no checkpoint, a damaged one, or one of another run.
         """
-        tensors, values = checkpoint.load(self.files.last)
+        tensors, values = self.checkpoints.load(self.processes)
         try:
             self.model.load_state_dict(checkpoint.part(tensors, "model."))
             checkpoint.load_optimizer(self.optimizer, tensors)
@@ -136,10 +126,10 @@ class Trainer:
             self.progress = Progress(**{**saved, "finished": None})
             self.progress.finished = self.progress.why_ended(self.config)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{self.files.last} does not fit this run: {error}") from error
+            raise UserError(f"the last checkpoint does not fit this run: {error}") from error
         if self.processes.is_first:
             p = self.progress
-            p.metrics_bytes = metrics.cut(self.files.metrics, p.metrics_bytes)
+            p.metrics_bytes = metrics.cut(self.metrics, p.metrics_bytes)
 
     @property
     def lr(self) -> float:
@@ -161,7 +151,7 @@ class Trainer:
         saved, mark, mark_tokens = p.seconds, p.training_seconds, p.tokens
         total = total_steps(self.train, self.config)
         bar = progress_bar(total=total, initial=p.step, unit="step")
-        with bar, logging_redirect_tqdm():
+        with bar, logging_redirect_tqdm(), HeldSignals() as signals:
             while not p.finished:
                 passes = p.epoch
                 self.step()
@@ -176,11 +166,14 @@ class Trainer:
                     mark, mark_tokens = p.training_seconds, p.tokens
                 if validate:
                     self._validate(track)
-                if validate or p.seconds - saved > 60 * config.checkpoint_minutes:
+                ending = self.processes.most(signals.received or 0)
+                if validate or ending or p.seconds - saved > 60 * config.checkpoint_minutes:
                     self._pause(watch)  # before it is saved, and once more for the saving
                     self.save()
                     self._pause(watch)
                     saved = p.seconds
+                if ending:
+                    signals.deliver(ending)
         if p.best_ppl == math.inf and not p.since_best:  # resumed with a limit passed before
             self._validate(track)
             self.save()
@@ -189,7 +182,7 @@ class Trainer:
             raise UserError(
                 "validation perplexity was never finite: lower optimizer.lr or trainer.clip"
             )
-        checkpoint.load_weights(self.model, self.files.best)
+        self.checkpoints.restore_best(self.model)
 
     def _pause(self, watch: Stopwatch) -> None:
         passed = watch.lap()
@@ -310,7 +303,7 @@ class Trainer:
             **values,
         }
         if self.processes.is_first:
-            p.metrics_bytes = metrics.append(self.files.metrics, line)
+            p.metrics_bytes = metrics.append(self.metrics, line)
         track(line)
 
     def _log_training(self, rate: float, track: Track) -> float:
@@ -343,7 +336,7 @@ class Trainer:
         p, factor = self.progress, self.config.lr_on_divergence
         if factor is None or not math.isfinite(p.best_ppl):
             raise UserError(f"{reason} after step {p.step}: lower optimizer.lr or trainer.clip")
-        checkpoint.load_weights(self.model, self.files.best)
+        self.checkpoints.restore_best(self.model)
         self._zero_states()
         for slots in self.optimizer.state.values():
             for value in slots.values():
@@ -370,11 +363,8 @@ class Trainer:
         if improved:
             p.best_ppl, p.best_step, p.since_best, p.since_drop = ppl, p.step, 0, 0
             with swapped(self.averaging, candidates[chosen]):
-                self._save(
-                    self.files.best,
-                    self.model.state_dict(),
-                    {"step": p.step, "valid_ppl": ppl, "weights": chosen},
-                )
+                facts = {"step": p.step, "valid_ppl": ppl, "weights": chosen}
+                self.checkpoints.keep_best(self.model, facts)
         else:
             p.since_best += 1
             p.since_drop += 1

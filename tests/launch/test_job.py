@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mogrifier_lm.config import save_config, validate
-from mogrifier_lm.launch.job import tracked_run
+from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.tracking.tracker import Tracker
 from mogrifier_lm.training import checkpoint

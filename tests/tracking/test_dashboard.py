@@ -12,7 +12,7 @@ import pytest
 from mogrifier_lm.config import Config, validate
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.commands.dashboard import main
-from mogrifier_lm.launch.job import tracked_run
+from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.tracking import dashboard
 from mogrifier_lm.tracking.offline import read_offline

@@ -9,7 +9,7 @@ import pytest
 
 from mogrifier_lm import load_model
 from mogrifier_lm.config import save_config, validate
-from mogrifier_lm.launch.job import tracked_run
+from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.reports.folders import Run, ended, read_runs
 from mogrifier_lm.reports.report import write_report
 from mogrifier_lm.runs.folder import RunFolder

@@ -104,7 +104,7 @@ def test_a_recipe_for_summed_loss_is_that_for_mean_loss_times_the_window(tmp_pat
         tmp_path / "b", {"lr": 1.0 / T}, {"l2": 0.01 * T}, clip=0.2 * T, loss_per="window"
     )
     for trainer in (mean, summed):
-        trainer.files.metrics.parent.mkdir()
+        trainer.metrics.parent.mkdir()
         trainer.fit()
     torch.testing.assert_close(weights(mean.model), weights(summed.model))
 

@@ -1,0 +1,188 @@
+"""Checkpoints: each one moment, verified, and kept until the next is whole."""
+
+import json
+import logging
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.evaluators import Score
+from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.training import checkpoint
+from mogrifier_lm.training.trainer import Trainer
+from tests.training.test_trainer import lines, trainer_of, weights
+
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3).T,
+    "bytes": torch.tensor([1, 2, 3], dtype=torch.uint8),
+    "count": torch.tensor(7.0, dtype=torch.float64),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "none": torch.zeros(0, 4),
+    "true": torch.tensor([True, False]),
+}
+VALUES = {"step": 3, "ppl": 1.5, "text": 'a "crc32": "00000000" é'}
+
+
+def test_what_is_saved_is_loaded_and_the_library_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a.safetensors"
+    checkpoint.save(path, TENSORS, VALUES)
+    assert os.listdir(path.parent) == [path.name]
+    tensors, values = checkpoint.load(path)
+    assert values == VALUES
+    for found in (tensors, safetensors.torch.load_file(path)):
+        assert found.keys() == TENSORS.keys()
+        for name, tensor in TENSORS.items():
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, TENSORS, VALUES)
+    whole = path.read_bytes()
+    name = whole.index(b'"crc32"')  # where it is hit the file is taken for an older one, and whole
+    for position in (i for i in range(len(whole)) if not name <= i < name + len('"crc32"')):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            checkpoint.load(path)
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="is damaged"):
+            checkpoint.load(path)
+
+
+def test_a_file_of_an_older_version_has_no_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.ones(2)}
+    safetensors.torch.save_file(tensors, path, metadata={"values": json.dumps(VALUES)})
+    assert checkpoint.load(path)[1] == VALUES
+
+
+def test_a_damaged_checkpoint_is_gone_back_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    trainer_of(tmp_path, max_steps=9, valid_every=3).fit()
+    expected = weights(resumed(tmp_path, max_steps=15))
+    for file in (folder.last, folder.best):
+        raw = bytearray(file.read_bytes())
+        raw[-5] ^= 4
+        file.write_bytes(raw)
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        checkpoint.load(folder.best)
+    with caplog.at_level(logging.WARNING):
+        trainer = resumed(tmp_path, max_steps=15)
+    assert "state.safetensors is damaged: going back to the checkpoint before it" in caplog.text
+    assert torch.equal(weights(trainer), expected)
+    checkpoint.load(folder.best)
+    checkpoint.load(folder.previous)
+    for file in (folder.last, folder.previous):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="state.safetensors is damaged"):
+        resumed(tmp_path)
+
+
+def resumed(folder: Path, **options: Any) -> Any:
+    trainer = trainer_of(folder, **options)
+    trainer.load()
+    trainer.fit()
+    return trainer.model
+
+
+class Killed(BaseException):
+    pass
+
+
+def diverging(folder: Path, ppl: Iterator[float]) -> Trainer:
+    """Validations that get better until one is far worse: then the best weights are taken again."""
+    return trainer_of(
+        folder,
+        {"name": "adam", "lr": 0.02},
+        validate=lambda: Score(nats=math.log(next(ppl)), tokens=1, words=1, bytes=1),
+        max_steps=8,
+        valid_every=1,
+        log_every=1,
+        lr_on_divergence=0.5,
+    )
+
+
+PPL = [9.0, 5.0, 4.0, 3.0, 8.5, 3.5, 2.0, 7.0]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_event_of_a_checkpoint_leaves_one_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where training then goes back to the best weights, which must not be of its future."""
+    whole = diverging(tmp_path / "whole", iter(PPL))
+    (tmp_path / "whole").mkdir()
+    whole.fit()
+    kills = 0
+
+    def dying(call: Callable[..., Any], at: int) -> Callable[..., Any]:
+        left = iter(range(at, -1, -1))
+
+        def die(*arguments: Any, **options: Any) -> Any:
+            if next(left, None) == 0:
+                raise Killed
+            return call(*arguments, **options)
+
+        return die
+
+    for event in ("replace", "fsync", "link"):
+        for at in range(0, 40, 3):
+            folder = tmp_path / f"{event}{at}"
+            folder.mkdir()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, event, dying(getattr(os, event), at))
+                try:
+                    diverging(folder, iter(PPL)).fit()
+                except Killed:
+                    kills += 1
+            trainer = diverging(folder, iter([]))
+            if RunFolder(folder).last.is_file():
+                trainer.load()
+                done = [line for line in lines(folder) if "valid/ppl" in line]
+                assert len(done) == trainer.progress.step
+                trainer.validate = diverging(folder, iter(PPL[len(done) :])).validate
+            else:
+                RunFolder(folder).metrics.unlink(missing_ok=True)
+                trainer.validate = diverging(folder, iter(PPL)).validate
+            trainer.fit()
+            assert torch.equal(weights(trainer.model), weights(whole.model)), (event, at)
+            assert len(lines(folder)) == len(lines(tmp_path / "whole"))
+    assert kills > 20
+
+
+def test_a_log_that_is_shorter_than_was_counted_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer_of(tmp_path, max_steps=6, log_every=1).fit()
+    log = RunFolder(tmp_path).metrics
+    log.write_bytes(log.read_bytes()[:400])
+    with caplog.at_level(logging.WARNING):
+        resumed(tmp_path, max_steps=8, log_every=1)
+    assert "lacks lines of before the checkpoint" in caplog.text
+    steps = [line["step"] for line in lines(tmp_path)]
+    assert steps[0] == 1 and steps[-1] == 8 and steps == sorted(steps)
+
+
+def test_headers_say_where_a_tensor_lies(tmp_path: Path) -> None:
+    """Wide types first, so that none begins at an odd place."""
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, TENSORS, {})
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    assert length % 8 == 0
+    header = json.loads(raw[8 : 8 + length])
+    for name, tensor in TENSORS.items():
+        assert header[name]["data_offsets"][0] % tensor.element_size() == 0, name
