@@ -48,8 +48,8 @@ def test_the_table_ranks_words_by_mean_and_by_sum(text: WordNats) -> None:
     page = words_table(text, "t", min_count=2)
     assert "7 words, 2.1786 nats a word, perplexity 8.83" in page
     assert page.splitlines()[-2:] == [
-        "| a 1.25 (×2)     | <eos> 0.92 (×3) | <eos> 2.75 (×3) | a 2.50 (×2)     |",
-        "| <eos> 0.92 (×3) | a 1.25 (×2)     | a 2.50 (×2)     | <eos> 2.75 (×3) |",
+        r"| a 1.25 (×2)      | \<eos> 0.92 (×3) | \<eos> 2.75 (×3) | a 2.50 (×2)      |",
+        r"| \<eos> 0.92 (×3) | a 1.25 (×2)      | a 2.50 (×2)      | \<eos> 2.75 (×3) |",
     ]
     assert "<unk>" not in page and "<unk> 6.00 (×1)" in words_table(text, "t", min_count=1)
 

@@ -1,0 +1,167 @@
+"""Write the tables of results/README.md out of the files beside it; a test holds them together.
+
+    python scripts/results.py
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->` on the page; what is between them is
+written anew. No figure of such a table is typed. Tokens per second are left out: other work held
+the cores in most of these runs.
+"""
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+from mogrifier_lm.reports.table import markdown_table
+
+FOLDER = Path(__file__).resolve().parent.parent / "results"
+BLOCK = re.compile(r"(<!-- table (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+# Not part of what a run is.
+PLACES = ("tracker", "hydra.", "data.dir=", "data.cache_dir=")
+# Of an evaluator's entry, beside its figures.
+SHOWN = ("temperature", "lr", "decay", "weight", "theta", "window", "passes", "scale")
+
+
+def read(*parts: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(FOLDER.joinpath(*parts).read_text(encoding="utf-8"))
+    return values
+
+
+def command_of(arguments: list[str]) -> str:
+    kept = [a for a in arguments[1:] if not a.startswith(PLACES)]
+    return f"`python train.py {shlex.join(kept)}`"
+
+
+def run_rows(*names: str) -> list[dict[str, str]]:
+    """A row per folder of results/, scored by the static evaluator."""
+    rows = []
+    for name in names:
+        summary, facts = read(name, "summary.json"), read(name, "provenance.json")
+        git = facts["git"]
+        minutes = summary["seconds"] / 60
+        static = [summary[split]["static"] for split in ("valid", "test")]
+        rows.append(
+            {
+                "run": command_of(facts["command"]),
+                "files": f"{name}/",
+                "commit": git["commit"][:7] + " and changes" * git["dirty"],
+                "on": f"{facts['device']}, {facts['cpu']['threads']} thread",
+                "parameters": f"{summary['params']:,}",
+                "tokens": f"{summary['tokens'] / 1e6:.1f} M",
+                "epochs": f"{summary['epochs']:.1f}",
+                "minutes": f"{minutes:.0f}",
+                "temperature": f"{temperature(name, static[1]):.3g}",
+                "validation": f"{static[0]['ppl']:.2f}",
+                "test": f"{static[1]['ppl']:.2f}",
+                "n": f"1 (seed {summary['seed']})",
+            }
+        )
+    return rows
+
+
+def temperature(name: str, entry: dict[str, Any]) -> float:
+    """What divides the logits; configs without a version had a factor on them."""
+    config = yaml.safe_load((FOLDER / name / "config.yaml").read_text(encoding="utf-8"))
+    value = float(entry.get("temperature", 1.0))
+    return value if "version" in config else 1 / value
+
+
+def evaluator_rows(name: str) -> list[dict[str, str]]:
+    """A row per evaluator of a run, with the settings that were chosen."""
+    summary = read(name, "summary.json")
+    rows = []
+    for evaluator, entry in summary["test"].items():
+        chosen = {
+            k: entry[k] for k in SHOWN if k in entry and evaluator not in ("static", "rounds")
+        }
+        if "temperature" in entry:
+            chosen["temperature"] = temperature(name, entry)
+        settings = ", ".join(f"{k} {float(f'{v:.3g}'):,g}" for k, v in chosen.items())
+        for key in (k for k in entry if k.endswith("ppl") and k != "token_ppl"):
+            variant = key.removesuffix("ppl").rstrip("_").replace("_", " ")
+            share = entry[key] / summary["test"]["static"]["ppl"] - 1
+            rows.append(
+                {
+                    "evaluator": f"{evaluator} {variant}".strip(),
+                    "validation": f"{summary['valid'][evaluator][key]:.2f}",
+                    "test": f"{entry[key]:.2f}",
+                    "test beside static": f"{share:+.1%}",
+                    "settings": settings if key == "ppl" else "",
+                }
+            )
+    return rows
+
+
+def sweep_rows(name: str, key: str) -> list[dict[str, str]]:
+    """A row per value of a swept key: mean ± sample standard deviation over seeds."""
+    with open(FOLDER / name / "sweep.csv", newline="", encoding="utf-8") as file:
+        runs = list(csv.DictReader(file))
+    rows = []
+    for value in dict.fromkeys(run[key] for run in runs):
+        group = [run for run in runs if run[key] == value and run["status"] == "completed"]
+        row = {key.rpartition(".")[2]: value}
+        row["hidden size"], row["parameters"] = (
+            group[0]["hidden_size"],
+            f"{int(group[0]['params']):,}",
+        )
+        row["n"] = str(len(group))
+        for split in ("valid", "test"):
+            ppls = [float(run[f"{split}/static/ppl"]) for run in group]
+            spread = f" ± {stdev(ppls):.2f}" if len(ppls) > 1 else ""
+            row[{"valid": "validation"}.get(split, split)] = f"{fmean(ppls):.2f}{spread}"
+        rows.append(row)
+    return rows
+
+
+def piece_rows(name: str, base: str) -> list[dict[str, str]]:
+    """A row per file of a folder, best first, beside that of `base`: those of one length."""
+    files = {path.stem: read(name, path.name) for path in sorted((FOLDER / name).glob("*.json"))}
+    start = files[base]["summary"]["valid"]["static"]["ppl"]
+    same = [k for k in files if k.startswith("epoch") == base.startswith("epoch")]
+    rows = []
+    for key in sorted(same, key=lambda k: files[k]["summary"]["valid"]["static"]["ppl"]):
+        found = files[key]
+        valid, test = (found["summary"][split]["static"]["ppl"] for split in ("valid", "test"))
+        arguments = shlex.split(found["command"])[2:]
+        skipped = ("experiment=", "trainer.threads=", "trainer.max_epochs=", *PLACES)
+        overrides = [a for a in arguments if not a.startswith(skipped)]
+        rows.append(
+            {
+                "piece": f"{key}.json",
+                "overrides": f"`{' '.join(overrides)}`",
+                "commit": found["commit"],
+                "parameters": f"{found['summary']['params']:,}",
+                "step time": f"{found['step_time']['ratio']:.2f}" if "step_time" in found else "",
+                "validation": f"{valid:.2f}",
+                "test": f"{test:.2f}",
+                f"beside {base}": f"{valid - start:+.2f}",
+            }
+        )
+    return rows
+
+
+def table(asked: str) -> str:
+    """The table that the page asks for: `runs NAME NAME`, `evaluators NAME`, `sweep NAME KEY`."""
+    kind, *names = asked.split()
+    kinds = {
+        "runs": run_rows,
+        "evaluators": evaluator_rows,
+        "sweep": sweep_rows,
+        "pieces": piece_rows,
+    }
+    return markdown_table(kinds[kind](*names))
+
+
+def page(text: str) -> str:
+    """The page with its tables as the files have them."""
+    return BLOCK.sub(lambda match: f"{match[1]}\n{table(match[2])}\n{match[3]}", text)
+
+
+if __name__ == "__main__":
+    readme = FOLDER / "README.md"
+    readme.write_text(page(readme.read_text(encoding="utf-8")), encoding="utf-8")
