@@ -27,7 +27,7 @@ from tests.kernels.test_recurrence import (
 )
 
 SIZES = (2, 3, 13, 17)
-ODD = [(1, 1, 50, 17), (1, 20, 17, 33), (2, 17, 16, 34)]
+ODD = [(1, 1, 50, 17), (1, 20, 17, 33), (2, 17, 16, 34), (2, 3, 32, 16)]
 
 
 def filled(allocate):

@@ -14,9 +14,11 @@ def softmax(logits_CV: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bool
     from mogrifier_lm.kernels.cross_entropy import triton_kernel
 
     rows, classes = logits_CV.shape
-    arguments: Any = (logits_CV, targets_C, nats_C, logits_CV.stride(0), classes)
+    arguments: Any = (logits_CV, targets_C, nats_C, logits_CV.stride(0))
+    constants: Any = {"V": classes, "GRADIENT": gradient, **triton_kernel.LAUNCH}
     if rows:
-        triton_kernel.softmax[(rows,)](*arguments, GRADIENT=gradient, **triton_kernel.LAUNCH)
+        with torch.cuda.device_of(logits_CV):  # type: ignore[no-untyped-call]
+            triton_kernel.softmax[(rows,)](*arguments, **constants)
 
 
 def loss(

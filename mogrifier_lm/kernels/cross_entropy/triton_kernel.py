@@ -7,7 +7,9 @@ LAUNCH = {"BLOCK": 2048, "num_warps": 8, "enable_fp_fusion": True}
 
 
 @triton.jit
-def softmax(logits, targets, nats, stride, V, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+def softmax(
+    logits, targets, nats, stride, V: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
+):
     """A row: nats = ln sum exp - the target's logit; then the logits become their gradient.
 
     A target outside the V classes scores NaN.

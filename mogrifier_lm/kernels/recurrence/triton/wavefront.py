@@ -68,11 +68,14 @@ def stack(
     x = x.to(dtype)
     tensors = [*(s.to(dtype) for state in states for s in state)]
     tensors += [p for flat in flats for p in flat]  # type: ignore[misc]
-    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, *tensors)):
-        results = _Stack.apply(call, x, *tensors)  # type: ignore[no-untyped-call]
-    else:
-        with torch.no_grad(), without_autocast(x.device.type):
-            results = _results(_forward(call, x, tensors, save=False))
+    inputs = (x, *tensors)
+    # Triton launches where torch stands.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in inputs):
+            results = _Stack.apply(call, *inputs)  # type: ignore[no-untyped-call]
+        else:
+            with torch.no_grad(), without_autocast(x.device.type):
+                results = _results(_forward(call, x, tensors, save=False))
     n = len(weights)
     return list(results[:n]), list(zip(results[n : 2 * n], results[2 * n :], strict=True))
 
