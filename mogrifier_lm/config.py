@@ -166,6 +166,13 @@ def validate(node: DictConfig) -> Config:
     if model.num_params is None and model.hidden_size is None:
         model.hidden_size = 200
     _check_tokenizer(config)
+    if model.adaptive_softmax and (
+        not model.tie_embeddings or model.mixture > 1 or config.regularization.samples > 1
+    ):
+        raise UserError(
+            "model.adaptive_softmax needs model.tie_embeddings=true, model.mixture=1 and "
+            "regularization.samples=1"
+        )
     for paths, key in ((config.data, "dir"), (config.tokenizer, "vocabulary")):
         if path := getattr(paths, key):  # as the saved config is read in other folders too
             setattr(paths, key, str(Path(path).expanduser().absolute()))

@@ -5,7 +5,7 @@ Shape legend: T time steps, B streams, E embedding size, H hidden size, V vocabu
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
+from mogrifier_lm.adaptive import Tails
 from mogrifier_lm.cells import CellSpec, RecurrentLayer, State
 from mogrifier_lm.cells.spec import drawn_on_cpu
 from mogrifier_lm.data import IGNORE
@@ -48,6 +49,8 @@ class LanguageModel(nn.Module):
         residual: each layer's input is added to its output (all of one size).
         mixture: M softmaxes mixed by weights that depend on the encoder's output (Mixture of
             Softmaxes, Yang et al., arXiv 1711.03953); each sees tanh of its own projection to E.
+        adaptive_softmax: first ids of the clusters of rare types, whose vectors are shorter
+            (`adaptive.Tails`); tied and without a mixture.
         backend: kernel of the recurrence and, where it has one of that name, of the output layer,
             whose own choice is `output_backend`.
         device: where the parameters live.
@@ -69,6 +72,7 @@ class LanguageModel(nn.Module):
         skip_sum: bool = False,
         residual: bool = False,
         mixture: int = 1,
+        adaptive_softmax: Sequence[int] = (),
         backend: str = "auto",
         device: str = "cpu",
     ) -> None:
@@ -82,9 +86,16 @@ class LanguageModel(nn.Module):
             raise ValueError("residual needs an embedding and layers of one size")
         if residual and skip_sum:
             raise ValueError("residual and skip_sum exclude each other: give one")
+        if adaptive_softmax and (not tie_embeddings or mixture > 1):
+            raise ValueError("adaptive_softmax needs tie_embeddings and no mixture")
         self.vocab_size, self.skip_sum, self.residual = vocab_size, skip_sum, residual
         self.embedding_size, self.output_size = embedding_size, specs[-1].hidden_size
-        self.embedding_weight = nn.Parameter(torch.empty(vocab_size, embedding_size, device=device))
+        self.tails: Tails | None = None
+        if adaptive_softmax:
+            self.tails = Tails(adaptive_softmax, vocab_size, embedding_size, device)
+        self.embedding_weight = nn.Parameter(
+            torch.empty([*adaptive_softmax, vocab_size][0], embedding_size, device=device)
+        )
         self.layers = nn.ModuleList(RecurrentLayer(spec, backend, device) for spec in specs)
         self.projection = (
             nn.Parameter(torch.empty(embedding_size, self.output_size, device=device))
@@ -139,6 +150,8 @@ class LanguageModel(nn.Module):
         if self.mixture_bias is not None:
             self.mixture_bias.zero_()
         self.output_bias.zero_()
+        if self.tails is not None:
+            self.tails.reset_parameters()
         for layer in self.layers:
             layer.reset_parameters()  # type: ignore[operator]
 
@@ -186,12 +199,18 @@ class LanguageModel(nn.Module):
             for name, tensor in zip(layer.spec.state, state, strict=True)
         }
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """The vectors of ids, [..., E]."""
+        if self.tails is not None:
+            return self.tails.embed(ids, self.embedding_weight)
+        return embedding(ids, self.embedding_weight)
+
     def outputs(
         self, inputs_TB: Tensor, states: States, masks: Masks | None = None
     ) -> tuple[Tensor, States]:
         """The encoder's output [T, B, H] before its dropout, and the states after the window."""
         masks = masks or {}
-        x_TBE = embedding(inputs_TB, self.embedding_weight)
+        x_TBE = self.embed(inputs_TB)
         if "embedding" in masks:
             x_TBE = x_TBE * masks["embedding"][inputs_TB]
         x = drop(x_TBE, masks.get("input"))
@@ -251,9 +270,23 @@ class LanguageModel(nn.Module):
         With `samples` D, hidden is [N * D, ...], the D dropout samples of a target side by side,
         and p is the mean of theirs (the objective of Melis, arXiv 2211.01848).
         """
-        rows, bias, log_prior = self._components(hidden, samples=samples)
         kernel = cross_entropy.BACKENDS[self.output_backend]
-        return kernel.loss(rows, self.output_weight, bias, targets_N, log_prior, IGNORE)
+        softmaxes = self._softmaxes(hidden, targets_N, samples=samples)
+        losses = [kernel.loss(*arguments, IGNORE) for arguments, _ in softmaxes]
+        return sum(losses[1:], start=losses[0])
+
+    def _softmaxes(
+        self, hidden: Tensor, targets_N: Tensor, temperature: float = 1.0, samples: int = 1
+    ) -> Iterable[tuple[tuple[Tensor | None, ...], Tensor | None]]:
+        """What the kernel is called with, and the places of the targets that this is of (None:
+        all); the results add up."""
+        rows, bias, log_prior = self._components(hidden, temperature, samples)
+        if self.tails is None:
+            return [((rows, self.output_weight, bias, targets_N, log_prior), None)]
+        if samples > 1:
+            raise ValueError("adaptive_softmax has one dropout sample")
+        parts = self.tails.softmaxes(rows, self.embedding_weight, bias, targets_N, temperature)
+        return (((*arguments, None), places) for arguments, places in parts)
 
     def loss(
         self, inputs_TB: Tensor, targets_TB: Tensor, states: States, masks: Masks | None = None
@@ -268,14 +301,20 @@ class LanguageModel(nn.Module):
 
         `temperature` divides the logits: above 1 it flattens the distribution.
         """
-        rows, bias, log_prior = self._components(hidden, temperature)
         kernel = cross_entropy.BACKENDS[self.output_backend]
-        return kernel.token_nats(rows, self.output_weight, bias, targets_N, log_prior, IGNORE)
+        softmaxes = iter(self._softmaxes(hidden, targets_N, temperature))
+        nats_N: Tensor = kernel.token_nats(*next(softmaxes)[0], IGNORE)
+        for arguments, places in softmaxes:
+            further = kernel.token_nats(*arguments, IGNORE)
+            nats_N = nats_N + further if places is None else nats_N.index_add(0, places, further)
+        return nats_N
 
     @torch.no_grad()
     def log_probs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """ln p of every type [N, V] float32 given what `encode` returned."""
         rows, bias, log_prior = self._components(hidden, temperature)
+        if self.tails is not None:
+            return self.tails.log_probs(rows, self.embedding_weight, bias, temperature)
         log_p = linear(rows, self.output_weight, bias).float().log_softmax(1)
         if log_prior is None:
             return log_p

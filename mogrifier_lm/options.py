@@ -188,6 +188,14 @@ class ModelConfig:
         "each layer's input is added to its output; embedding_size = hidden_size",
         paper=REWIRED,
     )
+    adaptive_softmax: list[int] = option(
+        [],
+        "first ids of clusters of rare types, with vectors and a softmax of their own, 4, 16, ... "
+        "times shorter; [] is one softmax",
+        least=1,
+        most=SIZE,
+        paper="arXiv 1609.04309, 1809.10853",
+    )
     mixture: int = option(
         1,
         "softmaxes that are mixed (MoS); 1 is the plain softmax",

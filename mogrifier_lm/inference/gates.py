@@ -41,9 +41,7 @@ def gates(model: LanguageModel, tokenizer: Tokenizer, line: str) -> Gates:
     ids = [tokenizer.eos_id, *tokenizer.encode([line])[:-1].tolist()]
     found: list[list[list[torch.Tensor]]] = []
     states, device = model.zero_states(1), model.output_bias.device
-    x = torch.nn.functional.embedding(
-        torch.tensor(ids, device=device)[:, None], model.embedding_weight
-    )
+    x = model.embed(torch.tensor(ids, device=device)[:, None])
     for layer, state in zip(cast(list[RecurrentLayer], list(model.layers)), states, strict=True):
         output, _ = layer(x, state)
         weights, zigzag = layer.weights(), layer.spec.options.zigzag

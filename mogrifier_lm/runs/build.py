@@ -113,6 +113,7 @@ def _build(config: ModelConfig, vocab_size: int, device: str) -> LanguageModel:
         skip_sum=config.skip_sum,
         residual=config.residual,
         mixture=config.mixture,
+        adaptive_softmax=config.adaptive_softmax,
         backend="auto" if device == "meta" else config.backend,
         device=device,
     )
@@ -239,7 +240,10 @@ def start_bias(model: LanguageModel, ids: np.ndarray) -> None:
     for start in range(0, len(ids), 1 << 22):  # bincount takes a copy in int64
         counts += np.bincount(ids[start : start + (1 << 22)], minlength=model.vocab_size)
     frequencies = torch.from_numpy(counts).float()
-    model.output_bias.copy_((frequencies / frequencies.sum()).log())
+    log_frequencies = (frequencies / frequencies.sum()).log()
+    model.output_bias.copy_(log_frequencies)
+    if model.tails is not None:
+        model.tails.start_bias(log_frequencies)
 
 
 def start_from(model: LanguageModel, folder: RunFolder, tokenizer: Tokenizer) -> None:

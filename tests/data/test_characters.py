@@ -13,6 +13,7 @@ from mogrifier_lm.evaluators import Score
 from mogrifier_lm.launch.job import run_in
 from mogrifier_lm.options import DataConfig, TokenizerConfig
 from mogrifier_lm.reports.table import score_table
+from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import compose_config
 
 
@@ -100,7 +101,7 @@ def test_a_run_reports_bits_per_character(
 ) -> None:
     node = compose_config([*small, f"tokenizer={tokenizer}", f"data.cache_dir={tmp_path}"])
     (tmp_path / "run").mkdir()
-    run_in(node, tmp_path / "run", [])
+    run_in(node, RunFolder(tmp_path / "run"), [])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     score = summary["test"]["static"]
     assert score["tokens"] == score["characters"] == len((text_dir / "test.txt").read_bytes())
@@ -125,7 +126,7 @@ def test_a_text_without_spaces_trains_on_subwords(small: list[str], tmp_path: Pa
     overrides = [*small, f"data.dir={tmp_path}", f"data.cache_dir={tmp_path / 'c'}"]
     overrides += ["tokenizer=sentencepiece", "tokenizer.vocab_size=550", "trainer.max_steps=6"]
     (tmp_path / "run").mkdir()
-    run_in(compose_config(overrides), tmp_path / "run", [])
+    run_in(compose_config(overrides), RunFolder(tmp_path / "run"), [])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["status"] == "completed" and summary["best_step"] > 0
     score = summary["test"]["static"]
