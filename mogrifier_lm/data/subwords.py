@@ -18,7 +18,7 @@ from mogrifier_lm.data.tokenizer import (
     Tokenizer,
     WordTokenizer,
 )
-from mogrifier_lm.errors import UserError
+from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.files import read_json, write_whole
 
 
@@ -154,5 +154,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return TOKENIZERS[values["name"]].load(path, values, form)
     except FileNotFoundError as error:
         raise UserError(f"no tokenizer: {error.filename} is missing") from error
-    except (KeyError, RuntimeError) as error:  # RuntimeError is sentencepiece's
-        raise UserError(f"the tokenizer {path} is damaged: {error}") from error
+    except UserError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the tokenizer {path} is damaged: {one_line(error)}") from error

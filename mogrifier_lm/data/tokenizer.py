@@ -171,7 +171,10 @@ class WordTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:
-        return cls(values["words"], form)
+        words = values["words"]
+        if not isinstance(words, list) or len({str(word) for word in words}) < len(words):
+            raise ValueError("its words are no list, or one is there twice")
+        return cls(words, form)
 
 
 class CharTokenizer(WordTokenizer):

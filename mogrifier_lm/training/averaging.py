@@ -122,12 +122,16 @@ class Averaging:
                 f"not a state of {type(self).__name__}: resume with the run's own rule"
             )
         for name in self.saved:
+            if type(values[name]) is not type(getattr(self, name)):
+                raise ValueError(f"{name} is {values[name]!r}")
             setattr(self, name, copy.deepcopy(values[name]))
         for name, mean in self.means.items():
             mean.clear()
             if f"{name}.total" in tensors:
                 mean.total.copy_(tensors[f"{name}.total"])
                 saved = [tensors[f"{name}.{i}"] for i in range(len(mean.weights))]
+                if any(a.shape != b.shape for a, b in zip(saved, mean.weights, strict=True)):
+                    raise ValueError(f"the {name} is of other weights")
                 copy_values(saved, mean.weights)
 
 

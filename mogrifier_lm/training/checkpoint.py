@@ -188,12 +188,30 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give back what `optimizer_tensors` took, found among other tensors."""
+    """Give back what `optimizer_tensors` took, found among other tensors.
+
+    Raises:
+        ValueError: it is another optimizer's, or that of other parameters.
+    """
     state = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in part(tensors, "optimizer.").items():
         index, slot = key.split(".")
+        parameter = parameters[int(index)]
+        if slot != "step":  # the fused updates read as many numbers as the parameter has
+            check_shape(f"optimizer.{key}", value, parameter)
         state["state"].setdefault(int(index), {})[slot] = value
+    means = set() if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    slots = [set(state["state"].get(i, ())) for i in range(len(parameters))]
+    if any(slots) and any(found != means for found in slots):
+        raise ValueError(f"the state is not one of {type(optimizer).__name__}")
     optimizer.load_state_dict(state)
+
+
+def check_shape(name: str, saved: Tensor, place: Tensor) -> None:
+    """Raises `ValueError` where a saved tensor is not what its place takes; copying may not."""
+    if saved.shape != place.shape or saved.is_floating_point() != place.is_floating_point():
+        raise ValueError(f"{name} is {saved.dtype} {[*saved.shape]}, it must be {[*place.shape]}")
 
 
 def load_weights(model: "LanguageModel", path: Path) -> None:

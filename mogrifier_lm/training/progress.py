@@ -1,8 +1,9 @@
 """Where training stands, how far that is, and the time it took."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from mogrifier_lm.data import Streams
 from mogrifier_lm.options import TrainerConfig
@@ -24,6 +25,23 @@ class Progress:
     since_drop: int = 0  # validations without improvement since the last drop of the rate
     metrics_bytes: int = 0  # length of the log of metrics
     finished: str | None = None  # why training ended
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> Self:
+        """That of a checkpoint, which has not ended: a resumed run may be given further limits.
+
+        Raises:
+            ValueError: values that training has not left.
+        """
+        progress = cls(**{k: v for k, v in values.items() if k in vars(cls()) and k != "finished"})
+        for name, default in vars(cls()).items():
+            value = getattr(progress, name)
+            kinds = int if isinstance(default, int) else (int, float)
+            if name != "finished" and not (isinstance(value, kinds) and 0 <= value):
+                raise ValueError(f"{name} is {value}")
+        if not progress.pause_seconds <= progress.seconds < math.inf:
+            raise ValueError(f"seconds is {progress.seconds}")
+        return progress
 
     @property
     def training_seconds(self) -> float:

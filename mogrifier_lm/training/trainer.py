@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogrifier_lm.data import IGNORE, Streams
-from mogrifier_lm.errors import UserError
+from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.evaluators import Score, perplexity
 from mogrifier_lm.kernels.graphs import Graphed, sent
 from mogrifier_lm.model import LanguageModel
@@ -113,20 +113,27 @@ class Trainer:
         try:
             self.model.load_state_dict(checkpoint.part(tensors, "model."))
             checkpoint.load_optimizer(self.optimizer, tensors)
-            self.peak_lr = values["peak_lr"]
+            if not 0 < values["peak_lr"] < math.inf:
+                raise ValueError(f"peak_lr is {values['peak_lr']}")
+            self.peak_lr = float(values["peak_lr"])
             for name, s in self.model.named_states(self.states).items():
-                s.copy_(tensors[name][self.columns])
+                saved = tensors[name][self.columns]
+                checkpoint.check_shape(name, saved, s)
+                s.copy_(saved)
             averages = checkpoint.part(tensors, "averaging.")
             self.averaging.load_state_dict(averages, values["averaging"])
             self.generator.set_state(tensors["generator"])
             self.lengths.set_state(tensors["lengths"])
+            checkpoint.check_shape("sums", tensors["sums"], self.sums)
             self.sums.copy_(tensors["sums"])
             # Asked anew, since a resumed run may have been given further limits.
-            saved = {k: v for k, v in values["progress"].items() if k in vars(self.progress)}
-            self.progress = Progress(**{**saved, "finished": None})
+            self.progress = Progress.from_saved(values["progress"])
+            if self.progress.position > self.train.num_steps:
+                raise ValueError(f"position is {self.progress.position}, beyond the text")
             self.progress.finished = self.progress.why_ended(self.config)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"the last checkpoint does not fit this run: {error}") from error
+        except (LookupError, RuntimeError, AttributeError, TypeError, ValueError) as error:
+            reason = one_line(error)
+            raise UserError(f"the last checkpoint does not fit this run: {reason}") from error
         if self.processes.is_first:
             p = self.progress
             p.metrics_bytes = metrics.cut(self.metrics, p.metrics_bytes)
