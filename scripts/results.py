@@ -8,7 +8,6 @@ the cores in most of these runs.
 """
 
 import csv
-import json
 import re
 import shlex
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 
 import yaml
 
+from mogrifier_lm.files import read_json
 from mogrifier_lm.reports.table import markdown_table
+from mogrifier_lm.runs.folder import RunFolder
 
 FOLDER = Path(__file__).resolve().parent.parent / "results"
 BLOCK = re.compile(r"(<!-- table (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -27,9 +28,8 @@ PLACES = ("tracker", "hydra.", "data.dir=", "data.cache_dir=")
 SHOWN = ("temperature", "lr", "decay", "weight", "theta", "window", "passes", "scale")
 
 
-def read(*parts: str) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(FOLDER.joinpath(*parts).read_text(encoding="utf-8"))
-    return values
+def run(name: str) -> RunFolder:
+    return RunFolder(FOLDER / name)
 
 
 def command_of(arguments: list[str]) -> str:
@@ -41,7 +41,7 @@ def run_rows(*names: str) -> list[dict[str, str]]:
     """A row per folder of results/, scored by the static evaluator."""
     rows = []
     for name in names:
-        summary, facts = read(name, "summary.json"), read(name, "provenance.json")
+        summary, facts = run(name).read_summary(), read_json(run(name).provenance)
         git = facts["git"]
         minutes = summary["seconds"] / 60
         static = [summary[split]["static"] for split in ("valid", "test")]
@@ -66,14 +66,14 @@ def run_rows(*names: str) -> list[dict[str, str]]:
 
 def temperature(name: str, entry: dict[str, Any]) -> float:
     """What divides the logits; configs without a version had a factor on them."""
-    config = yaml.safe_load((FOLDER / name / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(run(name).config.read_text(encoding="utf-8"))
     value = float(entry.get("temperature", 1.0))
     return value if "version" in config else 1 / value
 
 
 def evaluator_rows(name: str) -> list[dict[str, str]]:
     """A row per evaluator of a run, with the settings that were chosen."""
-    summary = read(name, "summary.json")
+    summary = run(name).read_summary()
     rows = []
     for evaluator, entry in summary["test"].items():
         chosen = {
@@ -120,7 +120,7 @@ def sweep_rows(name: str, key: str) -> list[dict[str, str]]:
 
 def piece_rows(name: str, base: str) -> list[dict[str, str]]:
     """A row per file of a folder, best first, beside that of `base`: those of one length."""
-    files = {path.stem: read(name, path.name) for path in sorted((FOLDER / name).glob("*.json"))}
+    files = {path.stem: read_json(path) for path in sorted((FOLDER / name).glob("*.json"))}
     start = files[base]["summary"]["valid"]["static"]["ppl"]
     same = [k for k in files if k.startswith("epoch") == base.startswith("epoch")]
     rows = []
@@ -136,7 +136,7 @@ def piece_rows(name: str, base: str) -> list[dict[str, str]]:
                 "overrides": f"`{' '.join(overrides)}`",
                 "commit": found["commit"],
                 "parameters": f"{found['summary']['params']:,}",
-                "step time": f"{found['step_time']['ratio']:.2f}" if "step_time" in found else "",
+                "step time": f"{found['step_time']['ratio']:.2f}",
                 "validation": f"{valid:.2f}",
                 "test": f"{test:.2f}",
                 f"beside {base}": f"{valid - start:+.2f}",

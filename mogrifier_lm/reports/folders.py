@@ -39,7 +39,7 @@ class Run:
         return str(self.summary.get("status", Status.UNFINISHED))
 
     def value(self, key: str) -> str:
-        """Of an override; "" where the folder does not say."""
+        """The value of an override; "" where the folder does not say."""
         return self.overrides.get(key, str(self.summary.get(TOLD.get(key, ""), "")))
 
     def ppl(self, split: str, evaluator: str) -> float:
@@ -91,7 +91,7 @@ def completed(runs: Sequence[Run]) -> list[Run]:
 
 
 def evaluators(runs: Sequence[Run]) -> list[str]:
-    """Those that scored a run, in order."""
+    """The names of the evaluators that scored a run, in order."""
     scores = [score for run in completed(runs) for score in run.summary["valid"].items()]
     return list(dict.fromkeys(name for name, score in scores if isinstance(score, Mapping)))
 

@@ -35,7 +35,7 @@ def pyplot() -> Any:
 
 
 def look(i: int, n: int) -> dict[str, Any]:
-    """Of line i of n."""
+    """Colour and marker of line i of n: they differ in lightness and shape, without colour too."""
     shade = 0.85 * i / max(1, n - 1)
     return {"color": pyplot().get_cmap("viridis")(shade), "marker": "osD^vPX*"[i % 8]}
 

@@ -21,7 +21,7 @@ ENOUGH = 20
 
 
 def storage(path: Path) -> "optuna.storages.JournalStorage":
-    """Of the file that holds a study.
+    """Optuna's storage of the file that holds a study.
 
     Raises:
         UserError: Optuna is not installed.
@@ -45,7 +45,7 @@ def _completed_trials(runs: Sequence[Run]) -> "tuple[optuna.Study, list[optuna.t
 
 
 def why_no_importances(runs: Sequence[Run]) -> str:
-    """ "" where there are."""
+    """Why there are no importances, in one line; "" where there are."""
     try:
         found = len(_completed_trials(runs)[1])
     except UserError as error:

@@ -82,6 +82,13 @@ def saved_corpus(folder: RunFolder, config: Config | None = None) -> Corpus:
     return corpus
 
 
+def _of_model(error: ValueError) -> UserError:
+    """An error of the model's parts, under the key of the config where it begins with one."""
+    text = str(error)
+    is_key = text.partition(" ")[0] in ModelConfig.__dataclass_fields__
+    return UserError(f"model.{text}" if is_key else f"model: {text}")
+
+
 def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> LanguageModel:
     """The model of a config, with fresh weights.
 
@@ -94,7 +101,7 @@ def build_model(config: ModelConfig, vocab_size: int, device: str = "cpu") -> La
     try:
         return _build(_solved(config, vocab_size), vocab_size, device)
     except ValueError as error:
-        raise UserError(f"model.{error}") from error
+        raise _of_model(error) from error
 
 
 def _build(config: ModelConfig, vocab_size: int, device: str) -> LanguageModel:
@@ -139,7 +146,7 @@ def model_size(config: ModelConfig, vocab_size: int) -> Size:
     try:
         return _size(_solved(config, vocab_size), vocab_size)
     except ValueError as error:
-        raise UserError(f"model.{error}") from error
+        raise _of_model(error) from error
     except RuntimeError as error:  # of shapes whose product is no 64-bit number
         raise UserError(f"the model is larger than any memory: {one_line(error)}") from error
 

@@ -139,7 +139,7 @@ class TrialRun:
         return True
 
     def outcome(self) -> str:
-        """In one line."""
+        """How the trial ended, in one line."""
         summary = self.folder.read_summary()
         value = f"{objective(summary):.2f}" if "valid" in summary else summary["error"]
         return f"trial {self.trial.number} {summary['status']}: {value}"
@@ -293,5 +293,5 @@ class Search:
 
 
 def _ended(study: "optuna.Study", *states: str) -> int:
-    """Trials that ended so."""
+    """How many trials of the study ended in one of these states."""
     return sum(trial.state.name in states for trial in study.get_trials(deepcopy=False))

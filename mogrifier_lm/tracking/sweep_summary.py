@@ -80,6 +80,6 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """Of sweep.csv, as a number where it is one; None where it is empty."""
+    """A cell of sweep.csv as W&B takes it: a number where it is one, None where it is empty."""
     figure = number(value)
     return None if value == "" else figure if figure < math.inf else value

@@ -232,3 +232,13 @@ def test_an_error_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"error: no config.yaml in {tmp_path}, so it is not a run's folder\n"
+
+
+def test_an_error_of_the_model_has_its_key_where_it_has_one() -> None:
+    from mogrifier_lm.options import ModelConfig
+    from mogrifier_lm.runs.build import build_model
+
+    with pytest.raises(UserError, match="^model: the native backend has no mlstm cell"):
+        build_model(ModelConfig(cell="mlstm", backend="native", hidden_size=8), 20)
+    with pytest.raises(UserError, match="^model.rank is 99"):
+        build_model(ModelConfig(rank=99, hidden_size=8), 20)

@@ -268,3 +268,17 @@ def test_the_curves_of_a_run_have_a_title_and_the_floor(tmp_path: Path) -> None:
 def test_latex_takes_every_character() -> None:
     (row,) = latex_table([{"a_b": r"50 % \ {~} ^ & # $"}]).splitlines()[4:5]
     assert row == (r"50 \% \textbackslash{} \{\textasciitilde{}\} \textasciicircum{} \& \# \$ \\")
+
+
+def test_a_sweep_is_a_frame_of_pandas(sweep: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    from mogrifier_lm import read_sweep
+
+    runs = read_sweep(sweep)
+    assert len(runs) == 5 and runs["model.rounds"].tolist() == [2, 2, 10, 4, 4]
+    done = runs[runs.status == "completed"]
+    means = done.groupby("model.rounds")["valid/static/ppl"].mean()
+    assert means[2] == pytest.approx(61.5)
+    assert runs["valid/static/ppl"].isna().sum() == 2 and runs["error"].isna().sum() == 4
+    with pytest.raises(UserError, match="neither of a run nor of a sweep"):
+        read_sweep(tmp_path)
