@@ -231,6 +231,8 @@ def evaluate(
         results[split] = Result(text.score(evaluation.nats), best, evaluation, text)
         seconds = time.monotonic() - began
         log.info("%s: %s %s, %.0f s", name, split, results[split].score, seconds)
+        if not math.isfinite(results[split].score.ppl):
+            log.warning("%s: the perplexity of %s is not finite with these settings", name, split)
     return results, trials
 
 
