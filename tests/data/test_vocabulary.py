@@ -7,7 +7,11 @@ import pytest
 
 from mogrifier_lm.data import Corpus, WordTokenizer, load_corpus
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.launch.job import run_in
 from mogrifier_lm.options import DataConfig, TokenizerConfig
+from mogrifier_lm.runs.build import saved_corpus, saved_tokenizer
+from mogrifier_lm.runs.folder import RunFolder
+from tests.conftest import compose_config
 
 TEXTS = {"train": "b b b b a a a c c d e\nb\n", "valid": "a c new\n", "test": "d a B\n"}
 
@@ -128,3 +132,24 @@ def test_ids_do_not_depend_on_where_blocks_end() -> None:
     blocks = [[text], [text[:4], text[4:5], text[5:]], [text[:3], text[3:]]]
     found = [WordTokenizer.train(iter(parts)).vocabulary for parts in blocks]
     assert found == [["<eos>", "a", "b", "c", "d"]] * 3
+
+
+def test_training_goes_on_from_another_run_on_new_text(small: list[str], tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    text_dir = Path(next(o for o in small if o.startswith("data.dir=")).partition("=")[2])
+    for split in ("train", "valid", "test"):
+        text = (text_dir / f"{split}.txt").read_text("utf-8")
+        (new / f"{split}.txt").write_text(f"brandnew {text}", encoding="utf-8")
+
+    def run(name: str, *overrides: str) -> RunFolder:
+        (tmp_path / name).mkdir()
+        run_in(compose_config([*small, *overrides]), RunFolder(tmp_path / name), [])
+        return RunFolder(tmp_path / name)
+
+    first = run("first", "tokenizer.min_count=2")
+    taken = f"tokenizer.vocabulary={first.path}"
+    second = run("second", f"data.dir={new}", taken, f"trainer.init_from={first.path}")
+    assert saved_tokenizer(second).vocabulary == saved_tokenizer(first).vocabulary
+    assert "brandnew" not in saved_tokenizer(second).vocabulary
+    assert saved_corpus(second).splits["train"].unknown > 0  # and it is found again
