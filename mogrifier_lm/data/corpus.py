@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,11 +101,11 @@ def _settings(source: DataConfig, tokenizer: TokenizerConfig) -> dict[str, Any]:
     return values
 
 
-def read_lines(raw: bytes, name: str, tokenizer: Tokenizer) -> list[str]:
+def read_lines(chunks: Iterable[bytes], name: str, tokenizer: Tokenizer) -> Iterator[str]:
     """The lines of a text to be scored, read as a corpus is; what the model knows stays a word.
 
     Args:
-        raw: the text.
+        chunks: the bytes of the text.
         name: what errors call it.
         tokenizer: of the model.
 
@@ -113,11 +113,14 @@ def read_lines(raw: bytes, name: str, tokenizer: Tokenizer) -> list[str]:
         UserError: bytes that are not UTF-8, or an <eos> that ends no line.
     """
     unit = "word" if tokenizer.unit == "word" else "character"
-    reader = Reader(DataConfig(), unit, tokenizer.form, known=tokenizer.index)
-    text = b"".join(reader.blocks([raw], name)).decode()
+    reader, rest = Reader(DataConfig(), unit, tokenizer.form, known=tokenizer.index), ""
+    for block in reader.blocks(chunks, name):
+        *lines, rest = (rest + block.decode()).split("\n")
+        yield from lines
+    if rest:
+        yield rest
     for note in reader.notes():
         log.warning("%s: %s", name, note)
-    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _tokenize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mogrifier_lm.data import UNK, Tokenizer
+from mogrifier_lm.data import UNK, Tokenizer, read_lines
 from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.files import read_json
@@ -61,7 +61,9 @@ class TrainedModel(LanguageModel):
         Raises:
             UserError: no text, or a value that cannot be.
         """
-        lines = text.splitlines() if isinstance(text, str) else list(text)
+        if isinstance(text, str):
+            text = list(read_lines([text.encode()], "the text", self.tokenizer))
+        lines = list(text)
         if not lines:
             raise UserError("there is no text to score")
         if items is not None and len(items) != len(lines) or unit == "item" and items is None:

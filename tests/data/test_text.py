@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mogrifier_lm.data import Corpus, load_corpus
+from mogrifier_lm.data import Corpus, load_corpus, read_lines
 from mogrifier_lm.data.text import CHUNK, Reader
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.options import DataConfig, TokenizerConfig
@@ -237,3 +237,24 @@ def test_a_mistyped_environment_variable_is_named(
     monkeypatch.setenv("MOGRIFIER_LM_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"MOGRIFIER_LM_DATA=.*nowhere: there is no such folder"):
         load_corpus(DataConfig(name="ptb", folder="ptb", cache_dir=str(tmp_path)))
+
+
+def test_a_text_to_be_scored_is_read_as_a_corpus_is(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = plain(tmp_path).tokenizer
+    raw = "<s> the café <eos>\r<eos>\r\nthe\u2028UNK UNK <eos>\n".encode()
+    for size in (1, 1000):
+        said.clear()
+        chunks = [raw[i : i + size] for i in range(0, len(raw), size)]
+        lines = list(read_lines(chunks, "t.txt", tokenizer))
+        assert [line.split(" ") for line in lines] == [
+            ["", "the", "café", ""],
+            [""],
+            ["the\u2028UNK", "<unk>", ""],
+        ]
+        assert "t.txt: markers: 3 final <eos> are the ends of their lines, 1 <s> left" in said.text
+    # What the model knows as a word stays one.
+    knowing = corpus(tmp_path / "k", dict.fromkeys(PLAIN, b"<s> a UNK\n"), markers="keep").tokenizer
+    assert list(read_lines([b"<s> a UNK <unknown>"], "t", knowing)) == ["<s> a UNK <unk>"]
+    assert list(read_lines([], "t", tokenizer)) == []

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -37,6 +38,7 @@ from mogrifier_lm.launch.cli import script
 from mogrifier_lm.terminal import plain
 
 if TYPE_CHECKING:
+    from mogrifier_lm.data import Tokenizer
     from mogrifier_lm.inference.score import Line
 
 
@@ -75,11 +77,11 @@ def main(
 
     model, totals = load_model(run, device), Totals()
     unit = unit or ("item" if item else "line")
-    with opened(text, "rt") as source, opened(to, "wt") as target:
+    with opened(to, "wt") as target:
         rows = score_lines(
             model,
             model.tokenizer,
-            _lines(source, text, column, item),
+            _lines(text, model.tokenizer, column, item),
             unit,
             edge,
             top,
@@ -103,11 +105,11 @@ def _page(
     from mogrifier_lm import load_model
     from mogrifier_lm.reports.surprisal import surprisal_page
 
-    with opened(text, "rt") as source:
-        lines = [line.text for line in _lines(source, text, column, "")]
     if len(set(runs)) < len(runs):
         raise UserError("other=RUN_DIR is the run itself")
-    scored = {r: load_model(r, device).score(lines, unit, edge=edge, top=5) for r in runs}
+    models = {r: load_model(r, device) for r in runs}
+    lines = [line.text for line in _lines(text, models[runs[0]].tokenizer, column, "")]
+    scored = {r: model.score(lines, unit, edge=edge, top=5) for r, model in models.items()}
     Path(page).write_text(surprisal_page(scored), encoding="utf-8")
     print(page)
 
@@ -119,18 +121,28 @@ def opened(path: str, mode: str) -> Iterator[TextIO]:
         yield sys.stdin if mode == "rt" else sys.stdout
         return
     opener: Any = gzip.open if path.endswith(".gz") else open
-    with opener(path, mode, encoding="utf-8", newline="\n") as file:
+    newline = None if mode == "rt" else "\n"  # every end of a line that is read is one
+    with opener(path, mode, encoding="utf-8", newline=newline) as file:
         yield cast(TextIO, file)
 
 
-def _lines(source: TextIO, path: str, column: str, item: str) -> "Iterator[Line]":
+def _lines(path: str, tokenizer: "Tokenizer", column: str, item: str) -> "Iterator[Line]":
+    from mogrifier_lm.data import read_lines
+    from mogrifier_lm.data.source import Part
     from mogrifier_lm.inference.score import Line, read_tsv
 
-    try:
-        rows = (row.rstrip("\r\n") for row in source)
-        yield from read_tsv(rows, column, item, path) if column else map(Line, rows)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+    if column:
+        try:
+            with opened(path, "rt") as source:
+                yield from read_tsv((row.rstrip("\n") for row in source), column, item, path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+        return
+    if path == "-":  # what is there, when it is there
+        chunks = iter(lambda: cast(BufferedReader, sys.stdin.buffer).read1(1 << 16), b"")
+    else:
+        chunks = Part(Path(path)).chunks()
+    yield from map(Line, read_lines(chunks, path, tokenizer))
 
 
 def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> None:
