@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mogrifier_lm.data import IGNORE
+from mogrifier_lm.errors import UserError
 from mogrifier_lm.kernels import cross_entropy
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig, RegularizationConfig
@@ -279,3 +280,9 @@ def test_the_reference_backend_runs_the_definitions_everywhere(monkeypatch):
     inputs, targets = window(5, 2)
     model.loss(inputs, targets, model.zero_states(2))[0].backward()
     model.token_nats(inputs, targets, model.zero_states(2))
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_a_backend_that_cannot_run_is_an_error_of_its_key(backend):
+    with pytest.raises(UserError, match=f"^model.backend is {backend}: the {backend} backend"):
+        build_model(ModelConfig(hidden_size=8, cell="mlstm", backend=backend), V)

@@ -78,24 +78,30 @@ def varied(tensors: list[Tensor | None], rng: random.Random) -> list[Tensor | No
     return found
 
 
-def recurrence_case(rng: random.Random) -> tuple[str, Callable[[str], list[Tensor]], list[Tensor]]:
+def recurrence_case(
+    rng: random.Random, product: torch.dtype | None
+) -> tuple[str, Callable[[str], list[Tensor]], list[Tensor]]:
     """A backend, a call by the name of one, and its inputs."""
     T, B, I, H = (size(rng) for _ in range(4))  # noqa: E741
     rounds = rng.randrange(7)
+    dtype = rng.choice([torch.float32] * 6 + [torch.float64, torch.bfloat16, torch.float16])
+    if product:  # torch itself does not mix two kinds of 16 bits
+        dtype = torch.float32
+    low = product is not None or dtype.itemsize == 2
     rank = rng.choice([None, rng.randint(1, min(I, H))]) if min(I, H) else None
     spec = CellSpec(
         input_size=max(I, 1),
         hidden_size=max(H, 1),
         rounds=rounds,
         rank=rank,
-        cell=rng.choice(["lstm", "lstm", "lstm", "rlstm", "mlstm"]),
+        # The gradient of a cap jumps at ties, which rounding tips over.
+        cell=rng.choice(["lstm", "lstm", "lstm", "mlstm", "lstm" if low else "rlstm"]),
         share_rounds=rng.random() < 0.3,
         zigzag=rng.random() < 0.7,
         round_bias=rng.random() < 0.7,
         bias=rng.random() < 0.7,
-        cap_input_gate=False,  # its gradient jumps at ties, which rounding tips over
+        cap_input_gate=not low and rng.random() < 0.3,
     )
-    dtype = rng.choice([torch.float32] * 6 + [torch.float64, torch.bfloat16, torch.float16])
     draw = torch.Generator().manual_seed(rng.randrange(2**31))
 
     def normal(*shape: int) -> Tensor:
@@ -133,10 +139,13 @@ def recurrence_case(rng: random.Random) -> tuple[str, Callable[[str], list[Tenso
     )
 
 
-def output_case(rng: random.Random) -> tuple[str, Callable[[str], list[Tensor]], list[Tensor]]:
+def output_case(
+    rng: random.Random, product: torch.dtype | None
+) -> tuple[str, Callable[[str], list[Tensor]], list[Tensor]]:
     """As `recurrence_case`, of the output layer."""
     N, E, V, M = size(rng), size(rng), size(rng) + 1, rng.choice([1, 1, 2, 3])
     dtype = rng.choice([torch.float32] * 6 + [torch.float64, torch.bfloat16])
+    dtype = torch.float32 if product else dtype
     draw = torch.Generator().manual_seed(rng.randrange(2**31))
 
     def normal(*shape: int) -> Tensor:
@@ -169,8 +178,8 @@ def output_case(rng: random.Random) -> tuple[str, Callable[[str], list[Tensor]],
 def outcome(seed: int, number: int) -> str:
     """What became of a case: "equal", the error in a word, or "WRONG" and how."""
     rng = random.Random(f"{seed} {number}")
-    backend, call, inputs = rng.choice([recurrence_case] * 3 + [output_case])(rng)
     product = rng.choice([None, None, torch.bfloat16, torch.float16])
+    backend, call, inputs = rng.choice([recurrence_case] * 3 + [output_case])(rng, product)
     with torch.autocast("cpu", product, enabled=product is not None):
         try:
             values = call(backend)
@@ -189,7 +198,7 @@ def outcome(seed: int, number: int) -> str:
             return f"{backend}: WRONG, case {number} has shape {value.shape}, not {e.shape}"
         scale = e.double().abs().max().item() if e.numel() else 0.0
         difference = (value.double() - e.double()).abs().max().item() if e.numel() else 0.0
-        if not difference <= tolerance * (scale + 1e-2):
+        if not difference <= tolerance * (scale + 0.05):
             return f"{backend}: WRONG, case {number} is off by {difference:.2g} of {scale:.2g}"
     return f"{backend}: equal"
 

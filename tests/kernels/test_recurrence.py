@@ -503,5 +503,5 @@ def test_a_checkpoint_of_one_backend_loads_in_another(option, backend):
 
 def test_a_cell_that_only_the_reference_knows_runs_there() -> None:
     assert resolve("auto", "cpu", cell="mine") == "reference"
-    with pytest.raises(ValueError, match="the fused backend has no mine cell"):
+    with pytest.raises(ValueError, match="backend is fused: it has no mine cell"):
         resolve("fused", "cpu", cell="mine")

@@ -52,7 +52,7 @@ def resolve(
     if cell not in fused.CELLS:  # a new one has its definition first
         if backend in ("auto", "reference"):
             return "reference"
-        raise ValueError(f"the {backend} backend has no {cell} cell")
+        raise ValueError(f"backend is {backend}: it has no {cell} cell, reference runs any")
     if backend in ("reference", "fused"):
         return backend
     fastest = "native" if torch.device(device).type == "cpu" else "triton"
@@ -60,7 +60,7 @@ def resolve(
     if reason is None:
         return fastest if backend == "auto" else backend
     if backend != "auto":
-        raise ValueError(reason)
+        raise ValueError(f"backend is {backend}: {reason}")
     if torch.device(device).type in ("cpu", "cuda"):
         _say(reason)
     return "fused"

@@ -50,3 +50,22 @@ def twice_differentiable(
     return tuple(
         next(found) if p is not None and p.requires_grad else None for p in (*inputs, *flat)
     )
+
+
+def gradients(rows: Tensor, source: Tensor, product: torch.dtype) -> Tensor:
+    """Weight gradient [n, m] out of d [T, B, n] and source [T, B, m]: one product over T * B."""
+    d, s = rows.flatten(0, 1), source.flatten(0, 1)
+    return (d.to(product).t() @ s.to(product)).to(rows.dtype)
+
+
+def before(first: Tensor, states_TBH: Tensor) -> Tensor:
+    """The state that enters each step [T, B, H], out of the first one and those that left."""
+    return torch.cat((first.unsqueeze(0), states_TBH[:-1]))
+
+
+def capped_share(i: Tensor, f: Tensor, capped: bool) -> Tensor | float:
+    """What of the gradient of min(i, 1 - f) goes to i: half at ties, as torch.minimum's."""
+    if not capped:
+        return 1.0
+    rest = 1 - f
+    return (i < rest).to(i.dtype).add_(i == rest, alpha=0.5)

@@ -23,7 +23,10 @@ from mogrifier_lm.kernels.recurrence import operators
 from mogrifier_lm.kernels.recurrence.arguments import checked
 from mogrifier_lm.kernels.recurrence.autograd import (
     MORE,
+    before,
+    capped_share,
     flatten,
+    gradients,
     twice_differentiable,
     unflatten,
 )
@@ -77,25 +80,6 @@ def _matrices(w: Weights, cell: str, change: Callable[[Tensor], Tensor]) -> Weig
     """The weights with each matrix changed; biases as they are."""
     flat = (p if p is None or p.dim() == 1 else change(p) for p in flatten(w))
     return unflatten(tuple(flat), cell)
-
-
-def gradients(rows: Tensor, source: Tensor, product: torch.dtype) -> Tensor:
-    """Weight gradient [n, m] out of d [T, B, n] and source [T, B, m]: one product over T * B."""
-    d, s = rows.flatten(0, 1), source.flatten(0, 1)
-    return (d.to(product).t() @ s.to(product)).to(rows.dtype)
-
-
-def before(first: Tensor, states_TBH: Tensor) -> Tensor:
-    """The state that enters each step [T, B, H], out of the first one and those that left."""
-    return torch.cat((first.unsqueeze(0), states_TBH[:-1]))
-
-
-def capped_share(i: Tensor, f: Tensor, capped: bool) -> Tensor | float:
-    """What of the gradient of min(i, 1 - f) goes to i: half at ties, as torch.minimum's."""
-    if not capped:
-        return 1.0
-    rest = 1 - f
-    return (i < rest).to(i.dtype).add_(i == rest, alpha=0.5)
 
 
 def _multiply(out: Tensor, source: Tensor, matrix: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -238,8 +222,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Weights]:
     """Gradients of x, h, c and the weights.
 
-    Every local derivative is a factor known before the loop, times dc or dh; the loop overwrites
-    the factors by the gradients of the pre-activations, which the weight gradients need.
+    kernels/README.md derives them. Every local derivative is a factor known before the loop, times
+    dc or dh; the loop overwrites the factors by the gradients of the pre-activations, which the
+    weight gradients need.
     """
     x_TBI, c, mask, h_TBH, cs_TBH = tensors
     d_out_TBH, d_h, d_c = d_outputs[0], d_outputs[1].clone(), d_outputs[2].clone()
@@ -247,27 +232,11 @@ def _backward(
     rlstm = o.cell == "rlstm"
     w = _matrices(weights, o.cell, lambda m: m.to(product))
 
-    c_TBH = before(c, cs_TBH)
+    c_TBH, f_TBH = before(c, cs_TBH), s.acts[:, :, H : 2 * H]
     if mask is not None:
         h_TBH = h_TBH * mask
-    i, f, g, out = s.acts.chunk(4, dim=2)
-    tanh_c = cs_TBH.tanh()
-    share = capped_share(i, f, o.cap_input_gate or rlstm)
-    capped = torch.minimum(i, 1 - f) if o.cap_input_gate or rlstm else i
-    from_h_TBH = (1 - tanh_c * tanh_c) * out  # dh into dc
-    d_acts = torch.empty_like(s.acts)
+    from_h_TBH, d_acts, update_i, update_g, d_gates = _factors(o, s, c_TBH, cs_TBH)
     d_i, d_f, d_g, d_o = d_acts.chunk(4, dim=2)
-    d_sigmoid_i, d_tanh_g = i * (1 - i), 1 - g * g
-    torch.mul(d_sigmoid_i, g * share, out=d_i)
-    torch.mul(f * (1 - f), c_TBH - (1 - share) * g, out=d_f)
-    torch.mul(d_tanh_g, capped, out=d_g)
-    torch.mul(out * (1 - out), tanh_c, out=d_o)
-    update_i, update_g = (d_sigmoid_i * g, d_tanh_g * i) if rlstm else (d_i, d_g)
-    # d(2 sigmoid(a) target) / da = 2 sigmoid(a) target (1 - sigmoid(a)), the first two saved.
-    d_gates = [
-        torch.addcmul(target, target, gate, value=-0.5)
-        for target, gate in zip(s.targets, s.gates, strict=True)
-    ]
     d_inner = [None if z is None else torch.empty_like(z) for z in s.inner]
     d_px, d_ph = (None if p is None else torch.empty_like(p) for p in (s.px, s.ph))
     d_x_TBI = torch.empty_like(x_TBI, memory_format=torch.contiguous_format)
@@ -276,10 +245,11 @@ def _backward(
 
     for t in reversed(range(T)):
         m_t = None if mask is None else mask[min(t, mask.shape[0] - 1)]
+        # h' goes to the output and to the next step, c' to h' and to the next step.
         d_h += d_out_TBH[t]
         d_c.addcmul_(d_h, from_h_TBH[t])
         d_o[t].mul_(d_h)
-        if rlstm:
+        if rlstm:  # o has seen c', and f the update i g
             d_masked = _multiply(buffer_c, d_o[t], w.more["weight_oc"])
             d_c += d_masked if m_t is None else d_masked.mul_(m_t)
             d_f[t].mul_(d_c)
@@ -288,8 +258,9 @@ def _backward(
             d_g[t].mul_(d_c).addcmul_(d_update, update_g[t])
         else:
             d_acts[t, :, : 3 * H].view(B, 3, H).mul_(d_c.unsqueeze(1))
-        d_c.mul_(f[t])
+        d_c.mul_(f_TBH[t])
 
+        # Through the products to the gated x and h; in the mLSTM to m, and from it to both.
         d_x = d_x_TBI[t]
         if rlstm:
             _multiply(d_h, d_acts[t, :, : 3 * H], w.hh)
@@ -307,42 +278,72 @@ def _backward(
                 _multiply(d_x, d_px[t], w.more["weight_mx"], d_x)
                 _multiply(d_h, d_ph[t], w.more["weight_mh"])
 
-        # Without zigzag the sources are the first x and h: what reaches them is added at the end.
-        d_h0, d_x0 = (d_h, d_x) if o.zigzag else (buffer_h.zero_(), torch.zeros_like(d_x))
-        for k in reversed(range(len(w.rounds))):
-            r, (d_target, d_source) = w.rounds[k], (d_h, d_x0) if k % 2 else (d_x, d_h0)
-            d = d_gates[k][t].mul_(d_target)
-            d_target.mul_(s.gates[k][t])
-            if r.right is not None:
-                d = _multiply(d_inner[k][t], d, r.weight)  # type: ignore[index]
-            _multiply(d_source, d, r.weight if r.right is None else r.right, d_source)
-        if not o.zigzag:
-            d_h += d_h0
-            d_x += d_x0
+        _through_rounds(o.zigzag, w, s, t, (d_x, d_h), d_gates, d_inner, buffer_h)
         if m_t is not None:
             d_h *= m_t
 
     if hoisted:
         _multiply(d_x_TBI.flatten(0, 1), d_acts.flatten(0, 1), w.ih)
-    return (
-        d_x_TBI,
-        d_h,
-        d_c,
-        _weight_gradients(
-            o,
-            product,
-            weights,
-            s,
-            x_TBI,
-            h_TBH,
-            cs_TBH,
-            mask,
-            d_acts,
-            d_gates,
-            d_inner,
-            (d_px, d_ph),
-        ),
+    d_weights = _weight_gradients(
+        o, product, weights, s, (x_TBI, h_TBH, cs_TBH, mask), (d_acts, d_gates, d_inner, d_px, d_ph)
     )
+    return d_x_TBI, d_h, d_c, d_weights
+
+
+def _factors(
+    o: Options, s: Saved, c_TBH: Tensor, cs_TBH: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """Local derivatives of all steps: of c' by h'; of the pre-activations i, f, g, o [T, B, 4H] by
+    what reaches c' (o: h'); of i and g by i g; of each round's gate, by what reaches its target."""
+    i, f, g, out = s.acts.chunk(4, dim=2)
+    tanh_c = cs_TBH.tanh()
+    cap = o.cap_input_gate or o.cell == "rlstm"
+    share = capped_share(i, f, cap)
+    capped = torch.minimum(i, 1 - f) if cap else i
+    d_acts = torch.empty_like(s.acts)
+    d_i, d_f, d_g, d_o = d_acts.chunk(4, dim=2)
+    d_sigmoid_i, d_tanh_g = i * (1 - i), 1 - g * g
+    torch.mul(d_sigmoid_i, g * share, out=d_i)
+    torch.mul(f * (1 - f), c_TBH - (1 - share) * g, out=d_f)
+    torch.mul(d_tanh_g, capped, out=d_g)
+    torch.mul(out * (1 - out), tanh_c, out=d_o)
+    rlstm = o.cell == "rlstm"
+    updates = (d_sigmoid_i * g, d_tanh_g * i) if rlstm else (d_i, d_g)
+    # d(2 sigmoid(a) target) / da = 2 sigmoid(a) target (1 - sigmoid(a)), the first two saved.
+    d_gates = [
+        torch.addcmul(target, target, gate, value=-0.5)
+        for target, gate in zip(s.targets, s.gates, strict=True)
+    ]
+    return (1 - tanh_c * tanh_c) * out, d_acts, *updates, d_gates
+
+
+def _through_rounds(
+    zigzag: bool,
+    w: Weights,
+    s: Saved,
+    t: int,
+    d_targets: tuple[Tensor, Tensor],
+    d_gates: list[Tensor],
+    d_inner: list[Tensor | None],
+    buffer_h: Tensor,
+) -> None:
+    """Turn the gradients of the gated x and h of step t, in place, into those of x and h.
+
+    The last round comes first: its gate times what reaches its target, the rest to its source.
+    """
+    d_x, d_h = d_targets
+    # Without zigzag the sources are the first x and h: what reaches them is added at the end.
+    d_h0, d_x0 = (d_h, d_x) if zigzag else (buffer_h.zero_(), torch.zeros_like(d_x))
+    for k in reversed(range(len(w.rounds))):
+        r, (d_target, d_source) = w.rounds[k], (d_h, d_x0) if k % 2 else (d_x, d_h0)
+        d = d_gates[k][t].mul_(d_target)
+        d_target.mul_(s.gates[k][t])
+        if r.right is not None:
+            d = _multiply(d_inner[k][t], d, r.weight)  # type: ignore[index]
+        _multiply(d_source, d, r.weight if r.right is None else r.right, d_source)
+    if not zigzag:
+        d_h += d_h0
+        d_x += d_x0
 
 
 def _weight_gradients(
@@ -350,16 +351,11 @@ def _weight_gradients(
     product: torch.dtype,
     weights: Weights,
     s: Saved,
-    x: Tensor,
-    h: Tensor,
-    c: Tensor,
-    mask: Tensor | None,
-    d_acts: Tensor,
-    d_gates: list[Tensor],
-    d_inner: list[Tensor | None],
-    d_factors: tuple[Tensor | None, Tensor | None],
+    sources: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    d_rows: tuple[Tensor, list[Tensor], list[Tensor | None], Tensor | None, Tensor | None],
 ) -> Weights:
     """One product over all T * B rows each; x, h [T, B, ...] entered the steps, c left them."""
+    (x, h, c, mask), (d_acts, d_gates, d_inner, d_px, d_ph) = sources, d_rows
     x0, h0, H = x, h, h.shape[2]
     rounds = []
     for k, r in enumerate(weights.rounds):
@@ -386,7 +382,6 @@ def _weight_gradients(
                 "weight_oc": gradients(d_o, c if mask is None else c * mask, product),
             },
         )
-    d_px, d_ph = d_factors
     more = {}
     if d_px is not None and d_ph is not None:
         more = {"weight_mx": gradients(d_px, x, product), "weight_mh": gradients(d_ph, h, product)}

@@ -305,6 +305,11 @@ class _Recurrence(torch.autograd.Function):
 def _backward(
     loop: _Loop, x_TBI: Tensor, d_output: Tensor, d_h: Tensor, d_c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Weights]:
+    """Gradients of x, h, c and the weights, as kernels/README.md derives them.
+
+    The C++ loop leaves d pre-activations of every step (d_acts, d_gates, d_inner), padded; what is
+    not sequential follows here: one product over all steps for each weight.
+    """
     w, T, B, H, I = loop.weights, loop.T, loop.B, loop.H, loop.I  # noqa: E741
     d_h, d_c = loop.pad(d_h).clone(), loop.pad(d_c).clone()
     d_x = torch.empty(T, B, loop.Ip)

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mogrifier_lm.kernels.recurrence.fused import gradients
+from mogrifier_lm.kernels.recurrence.autograd import gradients
 from mogrifier_lm.kernels.recurrence.reference import Options, Weights
 from mogrifier_lm.kernels.recurrence.triton import kernels, rlstm
 from mogrifier_lm.kernels.recurrence.triton.weights import pack, padded, unpack, width
