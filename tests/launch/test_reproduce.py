@@ -64,6 +64,9 @@ def test_what_will_not_fit_is_not_started(run, tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO")
     table = run(rounds=[1], epochs=1000, minutes=0.1)
     assert "not started" in caplog.text and "tokens/s" in caplog.text
+    caplog.clear()
+    run(rounds=[1], epochs=1000, minutes=-1.0)
+    assert "no time is left" in caplog.text and "tokens/s" not in caplog.text
     assert "56.4" in table and not (tmp_path / "work/rounds=1,seed=1/checkpoints").exists()
 
 

@@ -72,7 +72,7 @@ def main(
             summary = _summary(work / name, out and out / name)
             if not summary:
                 log.info("\n%s", name)
-                _train(RunFolder(work / name), own, end, name)
+                _train(RunFolder(work / name), own, end)
                 summary = _summary(work / name, None)
             if summary and out:
                 _keep(work / name, out / name)
@@ -93,30 +93,30 @@ def _summary(*folders: Path | None) -> dict[str, Any]:
     return {}
 
 
-def _train(folder: RunFolder, overrides: list[str], end: float | None, name: str) -> None:
+def _train(folder: RunFolder, overrides: list[str], end: float | None) -> None:
     """Train and score what is left of a run, if it will end in time; a failure leaves its reason.
 
     Args:
         folder: of the run.
         overrides: of train.py.
         end: of the time, on the monotonic clock.
-        name: for what is said.
     """
     node = compose(overrides)
+    if end is not None and time.monotonic() > end:
+        log.info("no time is left: not started")
+        return
     if end is not None:
         needed = _seconds(validate(node), folder)
-        fits = needed <= (left := end - time.monotonic())
-        log.info(
-            "%s: about %.1f minutes are needed, %.1f left%s",
-            name, needed / 60, left / 60, "" if fits else ": not started",
-        )  # fmt: skip
-        if not fits:
+        left = end - time.monotonic()
+        words = f"about {needed / 60:.1f} minutes are needed, {left / 60:.1f} left"
+        log.info("%s%s", words, "" if needed <= left else ": not started")
+        if needed > left:
             return
     try:
         with folder.locked():
             run_in(node, folder, overrides, in_sweep=True)
     except EXPECTED as error:
-        log.warning("%s failed: %s", name, explain(error))
+        log.warning("failed: %s", explain(error))
 
 
 def _seconds(config: Config, folder: RunFolder) -> float:
