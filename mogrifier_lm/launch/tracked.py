@@ -4,8 +4,10 @@ Imports here are light: torch, matplotlib and wandb come in when a run needs the
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from mogrifier_lm.config import Config
@@ -19,12 +21,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TESTED_TORCH = (2, 11), (2, 13)
+LONGEST_NAME, LONGEST_TAG = 128, 64
+"""Characters that the server of W&B takes."""
+
 
 def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> float:
     """A run, shown where its tracker says and, once it has ended, drawn and printed."""
     from mogrifier_lm.reports.plots import plot_curves
     from mogrifier_lm.runs.run import run
 
+    warn_of_torch(version("torch"))
     opened: list[Tracker] = []
     with ExitStack() as stack:
 
@@ -45,6 +52,14 @@ def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> 
     return objective(summary)
 
 
+def warn_of_torch(found: str) -> None:
+    """Say where a version of torch is outside the range that was tested."""
+    first, last = TESTED_TORCH
+    if not first <= tuple(map(int, found.split(".")[:2])) <= last:
+        span = " to ".join(".".join(map(str, numbers)) for numbers in TESTED_TORCH)
+        log.warning("torch %s was not tested, %s were", found, span)
+
+
 def _open_tracker(
     config: Config, folder: RunFolder, overrides: Sequence[str], values: Mapping[str, Any]
 ) -> "Tracker":
@@ -60,23 +75,34 @@ def _open_tracker(
     run_id = read_json(folder.wandb).get("run_id")
     if not run_id and folder.last.is_file():  # where older versions kept it
         run_id = checkpoint.load(folder.last)[1]["progress"].get("run_id")
+    # Cut at its beginning: what is swept stands at the end.
+    name = _wished("name", t.run_name, overrides) or short_name(overrides) or folder.path.name
     sweep = folder.sweep()
+    given_tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     tracker = build_tracker(
         kind=t.name,
         mode=t.mode,
-        project=t.project,
+        project=_wished("project", t.project, overrides) or t.project,
         entity=t.entity,
         folder=folder.path,
         config={**values, "overrides": list(overrides)},
         group=t.group or (sweep_name(sweep) if sweep else None),
-        name=t.run_name or short_name(overrides) or folder.path.name,
-        tags=list(dict.fromkeys([*t.tags, *(name[:64] for name in names)])),
+        name=name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}",
+        tags=list(dict.fromkeys(tag[:LONGEST_TAG] for tag in (*t.tags, *given_tags, *names))),
         run_id=run_id,
         rows=folder.rows() if run_id else (),
     )
     if tracker.run_id:
         write_json(folder.wandb, {"run_id": tracker.run_id})
     return tracker
+
+
+def _wished(what: str, value: str | None, overrides: Sequence[str]) -> str | None:
+    """What W&B's own variable says, WANDB_PROJECT say, unless the command line has an override."""
+    key = {"name": "tracker.run_name"}.get(what, f"tracker.{what}")
+    if any(override.startswith(f"{key}=") for override in overrides):
+        return value
+    return os.environ.get(f"WANDB_{what.upper()}") or value
 
 
 def short_name(overrides: Sequence[str]) -> str:
