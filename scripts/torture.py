@@ -221,7 +221,7 @@ def _counting(at: int, of: str, place: Path) -> Callable[[], int]:
 
 def _differs(whole: Path, killed: Path) -> str:
     """What two folders of runs, or of sweeps, do not have in common; "" for nothing."""
-    inside = [path.name for path in whole.iterdir() if RunFolder(path).is_run()]
+    inside = [path.name for path in whole.iterdir() if path.name.isdigit()]  # of a sweep
     for name in inside or ["."]:
         ours, theirs = RunFolder(killed / name), RunFolder(whole / name)
         for file, read in {
