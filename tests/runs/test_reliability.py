@@ -17,15 +17,18 @@ from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import ROOT
 from tests.runs.test_run import command, figures, metrics, train
 
-LONG = ["trainer.max_steps=3000", "trainer.valid_every=1000", "trainer.log_every=10",
+LONG = ["trainer.max_steps=1200", "trainer.valid_every=400", "trainer.log_every=10",
         "trainer.threads=1"]  # fmt: skip
 
 
 def signalled(arguments: list[str], folder: Path, rows: int, number: signal.Signals) -> Any:
-    """A run that gets a signal once it has logged so many rows; its process."""
+    """A run that gets a signal once it has logged so many rows; its process and what it says.
+
+    Ctrl-C is for it, also where the tests are a shell's background job, which ignores it.
+    """
     process = subprocess.Popen(
         command(arguments), cwd=folder.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        text=True,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     log = folder / "metrics.jsonl"
     while process.poll() is None and not (log.is_file() and log.read_bytes().count(b"\n") >= rows):

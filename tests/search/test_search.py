@@ -60,7 +60,7 @@ def study_in(folder: Path) -> optuna.Study:
 # The search itself looks, each time that it asks whether its run has ended: no clock decides
 # whether the cut comes in time.
 CUT = """
-import os, sys
+import os, signal, sys
 from mogrifier_lm.launch.commands.search import command
 from mogrifier_lm.search.search import TrialRun
 
@@ -74,6 +74,7 @@ def cut(run):
     return ended(run)
 
 TrialRun.ended = cut
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
 command()
 """
 
