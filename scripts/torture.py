@@ -160,7 +160,7 @@ def _forked(
     if not child:
         try:
             os.close(read)
-            log = os.open(f"{place}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            log = os.open(f"{place}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)
             sys.argv = ["train.py", *arguments]
@@ -205,15 +205,14 @@ def _counting(at: int, of: str, place: Path) -> Callable[[], int]:
             if str(arguments[0]).startswith(str(place)):
                 event()
 
+    def fsync(descriptor: int) -> None:
+        """Only counted: what a killed process has written is kept by the system, flushed or not."""
+        if of == "files":
+            event()
+
+    os.fsync = fsync  # type: ignore[assignment]
     if of == "files":
         sys.addaudithook(audit)
-        fsync = os.fsync
-
-        def counted(descriptor: int) -> None:
-            event()  # before it is on the disk
-            fsync(descriptor)
-
-        os.fsync = counted  # type: ignore[assignment]
     else:
         sys.setprofile(lambda *_: event())
     return lambda: seen
