@@ -238,7 +238,9 @@ def test_an_error_of_the_model_has_its_key_where_it_has_one() -> None:
     from mogrifier_lm.options import ModelConfig
     from mogrifier_lm.runs.build import build_model
 
-    with pytest.raises(UserError, match="^model: the native backend has no mlstm cell"):
+    with pytest.raises(
+        UserError, match="^model.backend is native: the native backend has no mlstm cell"
+    ):
         build_model(ModelConfig(cell="mlstm", backend="native", hidden_size=8), 20)
     with pytest.raises(UserError, match="^model.rank is 99"):
         build_model(ModelConfig(rank=99, hidden_size=8), 20)
