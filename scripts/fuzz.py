@@ -156,7 +156,10 @@ def a_copy(home: Path, folder: Path) -> Path:
 def damage(path: Path, r: random.Random) -> None:
     """One file, by its bytes or by its values."""
     if path.suffix == ".json" and r.random() < 0.6:
-        path.write_text(json.dumps(strange_value(json.loads(path.read_text()), r)))
+        path.write_text(
+            json.dumps(strange_value(json.loads(path.read_text(encoding="utf-8")), r)),
+            encoding="utf-8",
+        )
     else:
         path.write_bytes(damaged(path.read_bytes(), r))
 
@@ -167,7 +170,10 @@ def saved_config(home: Path, folder: Path, r: random.Random) -> None:
     run = a_copy(home, folder)
     path = run / "config.yaml"
     if r.random() < 0.5:
-        path.write_text(yaml.safe_dump(strange_value(yaml.safe_load(path.read_text()), r)))
+        path.write_text(
+            yaml.safe_dump(strange_value(yaml.safe_load(path.read_text(encoding="utf-8")), r)),
+            encoding="utf-8",
+        )
     else:
         damage(path, r)
     load_config(path)
@@ -305,7 +311,7 @@ def serve(pipe: Connection, seed: int, home: Path) -> None:
 def peak_memory(pid: int | None) -> int:
     """The most bytes that a process has had; 0 of one that has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
@@ -320,7 +326,9 @@ def prepare(home: Path) -> None:
     language = SyntheticLanguage(seed=1)
     for i, (split, size) in enumerate((("train", 1500), ("valid", 200), ("test", 200))):
         lines = language.sample(size, seed=i)
-        (home / "text" / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+        (home / "text" / f"{split}.txt").write_text(
+            "".join(f"{line}\n" for line in lines), encoding="utf-8"
+        )
     (home / "sweep").mkdir()
     of_run([*base(home), "trainer.log_every=1"], home / "sweep" / "0")
     write_json(home / "sweep/0/overrides.json", {"model.rounds": "5", "seed": "1"})

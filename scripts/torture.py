@@ -93,7 +93,7 @@ def _prepare(folder: Path) -> None:
     text.mkdir(exist_ok=True)
     for i, (split, size) in enumerate({"train": 900, "valid": 150, "test": 150}.items()):
         lines = language.sample(size, seed=i)
-        (text / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+        (text / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 @dataclass
@@ -241,11 +241,11 @@ def _differs(whole: Path, killed: Path) -> str:
 
 
 def _json(path: Path) -> Any:
-    return {k: v for k, v in json.loads(path.read_text()).items() if k not in CLOCK}
+    return {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k not in CLOCK}
 
 
 def _rows(path: Path) -> Any:
-    rows = map(json.loads, path.read_text().splitlines())
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 

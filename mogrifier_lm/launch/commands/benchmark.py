@@ -95,7 +95,9 @@ def main(
             place: dict[str, Any] = {"part": part, "shape": name, "threads": number}
             rows += [place | row for row in measured]
             if json:
-                json.write_text(json_.dumps(header | {"rows": rows}, indent=1) + "\n", "utf-8")
+                json.write_text(
+                    json_.dumps(header | {"rows": rows}, indent=1) + "\n", encoding="utf-8"
+                )
     if any(row.get("not timed") == timing.DISAGREES for row in rows):
         sys.exit(1)
 

@@ -80,7 +80,7 @@ def main(
             table = markdown_table(rows)
             for folder in filter(None, (work, out)):
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "curve.md").write_text(table)
+                (folder / "curve.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\npaper: validation after 145 epochs, each point tuned (arXiv 1909.01792)")
 
 

@@ -168,7 +168,7 @@ def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> N
     if save:
         scored.save(Path(save))
     check_inside(folder.path)
-    (folder.path / f"words_{split}.md").write_text(page)
+    (folder.path / f"words_{split}.md").write_text(page, encoding="utf-8")
     plot_words(scored, title, folder.path / f"words_{split}.png")
 
 
