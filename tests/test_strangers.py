@@ -12,7 +12,7 @@ from mogrifier_lm.launch.explain import explain
 from mogrifier_lm.reports.folders import read_runs
 from mogrifier_lm.reports.report import write_report
 from mogrifier_lm.reports.table import markdown_text
-from mogrifier_lm.runs.folder import check_inside
+from mogrifier_lm.runs.folder import RunFolder, check_inside
 from mogrifier_lm.terminal import plain
 from tests.conftest import main
 
@@ -82,6 +82,20 @@ def test_a_report_holds_no_formula_and_no_html(tmp_path: Path) -> None:
     assert "\x1b" not in page and "](http" not in page
     assert page.count("<") == page.count("\\<") > 0
     assert markdown_text("a\\<b") == "a\\\\\\<b", "the mark that takes a meaning away keeps its own"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"step": 3, "tokens": [9], "train/ppl": 2}', b'{"step": 3, "train/ppl": 2}', b"[1, 2]",
+     b'{"step": 3, "tokens": 9, "train/ppl": "2"}', b"\xff\xfe{}", b"[" * 100_000, b'"train/ppl"',
+     b'{"step": 3, "tokens": 9, "train/ppl": null}', b'{"step": 3, "tok'],
+)  # fmt: skip
+def test_a_line_that_is_no_row_is_left_out(line: bytes, tmp_path: Path) -> None:
+    rows = [{"step": n, "tokens": 10 * n, "train/ppl": 5.5} for n in (1, 2)]
+    first, second = (json.dumps(row).encode() for row in rows)
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_bytes(b"\n".join([first, line, second, b""]))
+    assert list(folder.rows()) == list(folder.rows("train/ppl")) == rows
 
 
 HYDRA: dict[str, str] = {

@@ -121,7 +121,8 @@ class RunFolder:
     def rows(self, with_key: str = "") -> Iterator[dict[str, Any]]:
         """The rows of metrics.jsonl, those with a key if one is given.
 
-        A line that is not whole, as the last of a run at work or of one that was killed, is none.
+        A row is an object of numbers, its tokens among them. A line that is not whole, as
+        the last of a run at work or of one that was killed, is none.
         """
         if not self.metrics.is_file():
             return
@@ -132,8 +133,10 @@ class RunFolder:
                         row = json.loads(line)
                     except (ValueError, RecursionError):
                         continue
-                    if isinstance(row, dict) and (not with_key or with_key in row):
-                        yield row
+                    keys = {"tokens", with_key or "tokens"}
+                    if isinstance(row, dict) and keys <= row.keys():
+                        if all(isinstance(value, int | float) for value in row.values()):
+                            yield row
 
     @contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
