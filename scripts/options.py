@@ -7,18 +7,23 @@ A test fails where the page is not what this writes.
 
 import argparse
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from omegaconf import DictConfig, OmegaConf
+
 from mogrifier_lm.config import Config
+from mogrifier_lm.launch.job import compose
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 HEAD = """# Options
 
 Every key that `train.py` takes, written by `python scripts/options.py` out of
-`mogrifier_lm/options.py`. Defaults are those of the schema; the files in `configs/` set others
-(`python train.py --cfg job` shows what a command would run with). A rate is a probability; a size
-is a number of features; a step is one window; nats are natural logarithms. LAMB is the Mogrifier's
+`mogrifier_lm/options.py` and the evaluators' files. Defaults are those of the schema; where the
+files in `configs/` set another, *used* is what `python train.py` runs with (`--cfg job` shows that
+of any command). A rate is a probability; a size is a number of features;
+a step is one window; nats are natural logarithms. LAMB is the Mogrifier's
 released code, github deepmind/lamb; AWD is github salesforce/awd-lstm-lm.
 """
 
@@ -40,10 +45,19 @@ def span(metadata: Any) -> str:
 
 
 def default(field: dataclasses.Field[Any]) -> str:
-    value = field.default_factory() if callable(field.default_factory) else field.default
+    return shown(field.default_factory() if callable(field.default_factory) else field.default)
+
+
+def shown(value: Any) -> str:
     return (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
     )
+
+
+@functools.cache
+def composed() -> DictConfig:
+    """What `python train.py` runs with."""
+    return compose([])
 
 
 def rows(schema: type, prefix: str) -> list[str]:
@@ -58,6 +72,9 @@ def rows(schema: type, prefix: str) -> list[str]:
             lines += rows(nested[0], f"{prefix}{field.name}.")
             continue
         cells = [f"`{prefix}{field.name}`", type_name(hint), default(field)]
+        used = shown(OmegaConf.select(composed(), f"{prefix}{field.name}"))
+        of_run = not prefix.startswith(("evaluators.", "data.expected."))  # else not asked for
+        cells.append(used if of_run and used != cells[-1] else "")
         values = span(known.get(f"{prefix}{field.name}", field.metadata))
         cells += [values, field.metadata["doc"], field.metadata.get("paper", "")]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -73,7 +90,7 @@ def page() -> str:
         if hasattr(hint, "__dataclass_fields__")
     }
     tables["run"] = [line for line in rows(Config, "") if "." not in line.split("`")[1]]
-    header = "| key | type | default | values | | source |\n|---|---|---|---|---|---|\n"
+    header = "| key | type | default | used | values | | source |\n|---|---|---|---|---|---|---|\n"
     return HEAD + "".join(f"\n## {n}\n\n{header}" + "\n".join(t) + "\n" for n, t in tables.items())
 
 
