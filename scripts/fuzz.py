@@ -33,6 +33,7 @@ from typing import Any, get_args, get_type_hints
 from mogrifier_lm.config import Config, load_config, save_config, schema_of, validate
 from mogrifier_lm.launch.cli import guarded, script
 from mogrifier_lm.launch.job import compose
+from mogrifier_lm.runs.folder import RunFolder
 
 SECONDS, MEMORY = 20, 10**9  # that a case may take
 TORCH = 600 * 10**6  # bytes that the libraries take by themselves
@@ -169,7 +170,7 @@ def saved_config(home: Path, folder: Path, r: random.Random) -> None:
     import yaml
 
     run = a_copy(home, folder)
-    path = run / "config.yaml"
+    path = RunFolder(run).config
     if r.random() < 0.5:
         path.write_text(
             yaml.safe_dump(strange_value(yaml.safe_load(path.read_text(encoding="utf-8")), r)),
@@ -186,8 +187,8 @@ def report(home: Path, folder: Path, r: random.Random) -> None:
     from mogrifier_lm.reports.report import write_report
 
     run = a_copy(home, folder)
-    names = ("summary.json", "overrides.json", "provenance.json", "metrics.jsonl")
-    damage(run / r.choice(names), r)
+    files = RunFolder(run)
+    damage(r.choice([files.summary, files.overrides, files.provenance, files.metrics]), r)
     runs = read_runs([run.parent])
     write_report(runs, folder / "report")
     page(runs, "fuzz")
@@ -214,8 +215,8 @@ def checkpoint(home: Path, folder: Path, r: random.Random) -> None:
     from mogrifier_lm import load_model
 
     run = a_copy(home, folder)
-    files = ["checkpoints/best/model.safetensors", "tokenizer.json", "config.yaml"]
-    damage(run / r.choice(files), r)
+    files = RunFolder(run)
+    damage(r.choice([files.best, files.tokenizer, files.config]), r)
     model = load_model(run)
     model.zero_states(1)
 
@@ -237,19 +238,17 @@ def strange_state(path: Path, r: random.Random) -> None:
 
 
 def resumed(home: Path, folder: Path, r: random.Random) -> None:
-    from mogrifier_lm.runs.folder import RunFolder
     from mogrifier_lm.runs.run import run as go_on
 
-    run = a_copy(home, folder)
-    files = ["checkpoints/last/state.safetensors", "metrics.jsonl", "provenance.json"]
+    files = RunFolder(a_copy(home, folder))
     if r.random() < 0.5:
-        strange_state(run / files[0], r)
+        strange_state(files.last, r)
     else:
-        damage(run / r.choice(files), r)
-    config = load_config(run / "config.yaml")
+        damage(r.choice([files.last, files.metrics, files.provenance]), r)
+    config = load_config(files.config)
     config.data.cache_dir = str(home / "cache")
     config.trainer.max_steps = 5
-    expect_finite(go_on(config, RunFolder(run)))
+    expect_finite(go_on(config, files))
 
 
 def trained(home: Path, folder: Path, r: random.Random) -> None:
@@ -346,7 +345,7 @@ def prepare(home: Path) -> None:
         )
     (home / "sweep").mkdir()
     of_run([*base(home), "trainer.log_every=1"], home / "sweep" / "0")
-    write_json(home / "sweep/0/overrides.json", {"model.rounds": "5", "seed": "1"})
+    write_json(RunFolder(home / "sweep/0").overrides, {"model.rounds": "5", "seed": "1"})
 
 
 def main(*, cases: int = 200, seed: int = 1, only: int = -1) -> None:

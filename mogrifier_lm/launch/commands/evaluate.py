@@ -5,8 +5,8 @@ python scripts/evaluate.py run=RUN_DIR evaluators=[dynamic] evaluators.dynamic.l
 python scripts/evaluate.py compare=[RUN_A,RUN_B]
 python scripts/evaluate.py compare=[[A_SEED1,A_SEED2],[B_SEED1,B_SEED2]]
 
-Evaluators: static, dynamic, cache, dynamic_cache, mc_dropout, rounds; their settings are in
-docs/options.md. Those that are lists are tuned on the validation text, and test is scored once. The
+The evaluators are the files of configs/evaluators; their settings are in docs/options.md. Those
+that are lists are tuned on the validation text, and test is scored once. The
 run's summary.json takes the scores in; tuning.json holds every trial. What else may be given, as
 to train.py: data.dir, data.cache_dir, trainer.device, trainer.threads.
 """
