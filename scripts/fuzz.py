@@ -321,7 +321,7 @@ def ends_in_time(pipe: Connection, pid: int | None) -> bool:
     """Whether a child answers within the seconds, of its own work: others may be busy beside it."""
 
     def worked() -> float:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     before, began = worked(), time.monotonic()

@@ -7,6 +7,7 @@ written anew. No figure of such a table is typed. Tokens per second are left out
 the cores in most of these runs.
 """
 
+import argparse
 import csv
 import re
 import shlex
@@ -163,5 +164,8 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     readme = FOLDER / "README.md"
     readme.write_text(page(readme.read_text(encoding="utf-8")), encoding="utf-8")

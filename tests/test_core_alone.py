@@ -62,15 +62,11 @@ def test_a_sweep_completes_without_the_libraries_of_the_wings(
     assert not list(tmp_path.rglob("*.png")) and "<svg" not in (tmp_path / "page.html").read_text()
 
 
-NEED_TORCH = ("benchmark",)
 SCRIPTS = ["train.py", *(f"scripts/{path.name}" for path in sorted(ROOT.glob("scripts/*.py")))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_needs_no_torch(script: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if Path(script).stem in NEED_TORCH:
-        reason = "its classes and signatures are of torch's types"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_help_needs_no_torch(script: str, tmp_path: Path) -> None:
     done = without(("torch", "datasets", "wandb", "matplotlib"), script, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert Path(script).name in done.stdout and not done.stderr

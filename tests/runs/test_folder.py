@@ -41,8 +41,8 @@ def test_rows_are_the_whole_lines(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert list(folder.rows()) == []
     folder.metrics.write_bytes(
-        b'{"step": 1, "train/ppl": 9.0}\n\xff\xfe\n[1]\n{"step": 2, "valid/ppl": 8.0}\n'
-        b'{"step": 3, "train/ppl": 7.0}\n{"step": 4, "valid/ppl'
+        b'{"step": 1, "tokens": 9}\n\xff\xfe\n[1]\n{"step": 2, "tokens": 18, "valid/ppl": 8.0}\n'
+        b'{"step": 3, "tokens": 27}\n{"step": "4", "tokens": 36}\n{"step": 5, "tokens": 36, "va'
     )
     assert [row["step"] for row in folder.rows()] == [1, 2, 3]
-    assert list(folder.rows("valid/ppl")) == [{"step": 2, "valid/ppl": 8.0}]
+    assert list(folder.rows("valid/ppl")) == [{"step": 2, "tokens": 18, "valid/ppl": 8.0}]
