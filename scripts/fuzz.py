@@ -1,7 +1,7 @@
 """What no one would type, in every place where something is read: each case ends in one line.
 
     python scripts/fuzz.py                          # 200 cases, of which a fifth trains or loads
-    python scripts/fuzz.py cases=10000 seed=7       # what docs/reliability.md reports
+    python scripts/fuzz.py cases=10000 seed=7       # hours of one core
     python scripts/fuzz.py only=1234 seed=7         # one case again, with all that it says
 
 A case is made from its number and the seed alone. It passes where it ends by itself, with a result
