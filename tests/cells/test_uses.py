@@ -342,5 +342,11 @@ def test_a_use(name, rounds, backend):
         return other
 
     tolerance = 2e-2 if name == "autocast" else 2e-5
-    values, expected = USES[name](ours), USES[name](theirs)
+    values = USES[name](ours)
+    try:
+        expected = USES[name](theirs)
+    except RuntimeError as error:  # torch's own layer, in bf16 on a processor without AVX-512
+        if rounds or "primitive descriptor" not in str(error):
+            raise
+        pytest.skip("torch.nn.LSTM cannot run this here")
     torch.testing.assert_close(values, expected, rtol=tolerance, atol=tolerance)
