@@ -34,9 +34,8 @@ def run_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row per run, as in sweep.csv; a cell that is not known is empty."""
     names, rows = _names(runs), []
     for run in runs:
-        row: dict[str, Any] = {"run": names[id(run)]} | {
-            key: run.value(key) for key in overridden(runs)
-        }
+        row: dict[str, Any] = {key: run.value(key) for key in ("run", *overridden(runs))}
+        row["run"] = names[id(run)]  # also where a folder that says nothing is told by its name
         row["seed"] = run.value("seed")
         row |= {key: run.summary.get(key, "") for key in ("params", "hidden_size")}
         row |= {"status": run.status, "error": run.summary.get("error", "")}
