@@ -46,7 +46,7 @@ def test_the_ladder_in_the_interpreter():
 
 @pytest.mark.slow
 def test_a_part_of_the_ladder_of_the_backends_in_the_interpreter():
-    # The whole, without the parts in bf16 and in large sizes, had not ended there after eight minutes.
+    # The whole, without bf16 and large sizes, had not ended there after eight minutes.
     said = interpreted(
         str(LADDER.with_name("test_recurrence.py")),
         "-k", "triton and rlstm and not mogrifier and not bf16 and not 63 and not 130 and not gpu",
