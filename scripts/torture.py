@@ -33,7 +33,7 @@ from mogrifier_lm.runs.folder import RunFolder
 CHOICES: dict[str, Sequence[str]] = {
     "model.cell": ("lstm", "rlstm", "mlstm"),
     "model.rounds": ("0", "2"),
-    "model.mixture": ("0", "2"),
+    "model.mixture": ("1", "2"),
     "optimizer.name": ("sgd", "adam", "adamw", "radam"),
     "optimizer.averaging": ("none", "nt_asgd", "tail", "ema", "two_tailed"),
     "optimizer.averaging_patience": ("1", "2"),
