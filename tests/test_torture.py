@@ -1,5 +1,6 @@
 """scripts/torture.py, a part of it: all of it takes an hour of one core."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,5 +16,7 @@ def test_what_is_killed_ends_as_what_is_not(tmp_path: Path) -> None:
                f"out={tmp_path}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) >= 5 and all("as without a kill" in line for line in lines)
+    found = re.findall(r"^(.*): (\d+) kills, (\d+) as without a kill$", done.stdout, re.MULTILINE)
+    assert all(kills == same for _, kills, same in found)
+    events = {f"{what}, at a file event" for what in ("all", "sweep", "evaluation")}
+    assert {what for what, _, _ in found} == events | {"run, at random moments"}
