@@ -9,7 +9,7 @@ __all__ = ["MogrifierLSTM", "load_model", "read_sweep"]
 # Name → its module: torch is imported when it is first needed, so that `train.py --help` answers
 # at once.
 _MODULES = {
-    "MogrifierLSTM": "cells",
+    "MogrifierLSTM": "library.drop_in",
     "load_model": "inference.trained",
     "read_sweep": "reports.frames",
 }

@@ -1,8 +1,7 @@
 """Recurrent layers that own parameters."""
 
-from mogrifier_lm.cells.drop_in import MogrifierLSTM
 from mogrifier_lm.cells.layer import RecurrentLayer
 from mogrifier_lm.cells.spec import CELLS, CellSpec
 from mogrifier_lm.kernels.recurrence import State
 
-__all__ = ["CELLS", "CellSpec", "MogrifierLSTM", "RecurrentLayer", "State"]
+__all__ = ["CELLS", "CellSpec", "RecurrentLayer", "State"]

@@ -43,8 +43,8 @@ class CellSpec:
     (Tallec and Ollivier, arXiv 1804.11188, eq. 16), for memories of up to T_max steps.
 
     Raises:
-        ValueError: a size below 1, negative rounds, an unknown cell or init, a T_max below 2, or a
-            rank above the smaller of input and hidden size.
+        ValueError: an unknown cell or init, a T_max for a cell that has no use for it, or a rank
+            outside 1 to the smaller of input and hidden size. Other ranges are the caller's.
     """
 
     input_size: int
@@ -61,17 +61,10 @@ class CellSpec:
     chrono_t_max: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
         if self.cell not in CELLS:
             raise ValueError(f"cell is {self.cell!r}, it must be one of {', '.join(CELLS)}")
-        if self.rounds < 0:
-            raise ValueError(f"rounds is {self.rounds}, it must be at least 0")
         if self.init not in ("uniform", "melis2020"):
             raise ValueError(f"init is {self.init!r}, it must be uniform or melis2020")
-        if self.chrono_t_max is not None and self.chrono_t_max < 2:
-            raise ValueError(f"chrono_t_max is {self.chrono_t_max}, it must be at least 2")
         if self.chrono_t_max is not None and CELLS[self.cell].chrono_ is None:
             raise ValueError(f"chrono_t_max has no meaning for a {self.cell} cell: leave it out")
         largest = min(self.input_size, self.hidden_size)

@@ -60,9 +60,8 @@ def test_shared_rounds_have_one_matrix_a_side(rounds, matrices):
     "options, message",
     [
         ({"cell": "gro"}, "cell is 'gro'.*lstm, rlstm, mlstm"),
-        ({"rounds": -1}, "rounds is -1"),
         ({"rank": 8}, "rank is 8.*between 1 and 5"),
-        ({"input_size": 0}, "input_size is 0"),
+        ({"init": "normal"}, "init is 'normal'.*melis2020"),
     ],
     ids=str,
 )

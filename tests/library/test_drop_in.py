@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import mogrifier_lm
-from mogrifier_lm.cells import MogrifierLSTM
 from mogrifier_lm.kernels.recurrence import BACKENDS, resolve
+from mogrifier_lm.library.drop_in import MogrifierLSTM
 
 I, H, T, B = 5, 7, 6, 3  # noqa: E741
 

@@ -77,8 +77,10 @@ class MogrifierLSTM(nn.Module):
         super().__init__()
         if not isinstance(bias, bool):
             raise TypeError(f"bias is {bias!r}, it must be True or False; rounds is a keyword")
-        if num_layers < 1:
-            raise ValueError(f"num_layers is {num_layers}, it must be at least 1")
+        counts = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, count, least in [*((k, n, 1) for k, n in counts.items()), ("rounds", rounds, 0)]:
+            if count < least:
+                raise ValueError(f"{name} is {count}, it must be at least {least}")
         if isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout}, it must lie between 0 and 1")
         if proj_size != 0:

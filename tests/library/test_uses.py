@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, rnn
 from torch.utils.checkpoint import checkpoint
 
-from mogrifier_lm.cells import MogrifierLSTM
 from mogrifier_lm.kernels.recurrence import BACKENDS, resolve
+from mogrifier_lm.library.drop_in import MogrifierLSTM
 
 I, H, T, B = 5, 16, 6, 4  # noqa: E741
 LENGTHS = [3, 6, 1, 3]
