@@ -5,9 +5,8 @@ OmegaConf.
 """
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -20,7 +19,9 @@ from mogrifier_lm.errors import UserError, nearest, one_line
 from mogrifier_lm.evaluators import EvaluatorsConfig
 from mogrifier_lm.files import read_text, write_whole
 from mogrifier_lm.options import (
+    SEED,
     DataConfig,
+    Interval,
     ModelConfig,
     OptimizerConfig,
     RegularizationConfig,
@@ -48,7 +49,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluators: EvaluatorsConfig = field(default_factory=EvaluatorsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    seed: int = option(1, "of the initial weights and the dropout masks", least=0, below=2**32)
+    seed: int = option(1, "of the initial weights and the dropout masks", SEED)
     debug: bool = option(False, "show the traceback of an error")
     resume: str | None = option(None, "folder of a run to go on with")
 
@@ -109,7 +110,7 @@ def _check_keys(node: DictConfig, schema: type, path: str = "") -> None:
 
 def _check_ranges(config: Any, path: str = "") -> None:
     for f in dataclasses.fields(config):
-        value, where, meta = getattr(config, f.name), f"{path}{f.name}", f.metadata
+        value, where = getattr(config, f.name), f"{path}{f.name}"
         if dataclasses.is_dataclass(value):
             _check_ranges(value, f"{where}.")
             continue
@@ -118,29 +119,21 @@ def _check_ranges(config: Any, path: str = "") -> None:
         if value == [] and where.startswith("evaluators."):
             raise UserError(f"{where} is empty, it needs a value to take or several to try")
         for v in value if isinstance(value, list) else [value]:
-            _check_range(v, where, meta)
+            _check_value(v, where, f.metadata.get("values"))
 
 
-def _check_range(value: Any, where: str, meta: Mapping[str, Any]) -> None:
+def _check_value(value: Any, where: str, values: Interval | Collection[str] | None) -> None:
+    must = None
     if not isinstance(value, int | float | str):
-        raise UserError(f"{where} is {value}, it must be one value")
-    if meta.get("choices") and value not in meta["choices"]:
-        hint = nearest(str(value), list(meta["choices"]))
-        raise UserError(
-            f"{where} is {value!r}, it must be one of {', '.join(meta['choices'])}; {hint}"
-        )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where} is {value}, it must be a finite number")
-    if isinstance(value, str) and plain(value) != value.replace("\n", ""):
-        raise UserError(f"{where} is {value!r}, it must be printable text in one line")
-    if meta.get("least") is not None and value < meta["least"]:
-        raise UserError(f"{where} is {value}, it must be at least {meta['least']}")
-    if meta.get("above") is not None and value <= meta["above"]:
-        raise UserError(f"{where} is {value}, it must be above {meta['above']}")
-    if meta.get("most") is not None and value > meta["most"]:
-        raise UserError(f"{where} is {value}, it must be at most {meta['most']}")
-    if meta.get("below") is not None and value >= meta["below"]:
-        raise UserError(f"{where} is {value}, it must be below {meta['below']}")
+        must = "one value"
+    elif isinstance(values, Interval):
+        must = values.missed(value)
+    elif values and value not in values:
+        must = f"one of {', '.join(values)}; {nearest(str(value), list(values))}"
+    elif isinstance(value, str) and plain(value) != value.replace("\n", ""):
+        must = "printable text in one line"
+    if must:
+        raise UserError(f"{where} is {value!r}, it must be {must}")
 
 
 def validate(node: DictConfig) -> Config:
@@ -155,7 +148,7 @@ def validate(node: DictConfig) -> Config:
     _check_ranges(config)
     from mogrifier_lm.cells import CELLS  # here: torch comes with it, which --help does without
 
-    _check_range(config.model.cell, "model.cell", {"choices": CELLS})
+    _check_value(config.model.cell, "model.cell", CELLS)
     if not re.fullmatch(r"[\w.+-]+", config.data.name):
         raise UserError(
             f"data.name is {config.data.name!r}, it is part of file names: letters, digits, . _ + -"

@@ -4,11 +4,9 @@ The yaml files under configs/ hold values only; these dataclasses say which keys
 settings of an evaluator are in its own file; `config.Config` holds all together.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
-
-# Ends of ranges that only bound arithmetic: memory says no much earlier, see `runs.build`.
-SIZE, COUNT = 10**7, 10**12
 
 LONG_WORD = 20  # characters, on average, from which words are no unit
 
@@ -17,24 +15,43 @@ AWD, MOGRIFIER, REWIRED = "arXiv 1708.02182", "arXiv 1909.01792", "arXiv 2211.01
 LAMB, DYNAMIC, CACHE = "LAMB", "arXiv 1709.07432", "arXiv 1612.04426"
 
 
-def option(
-    default: Any,
-    doc: str,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    paper: str = "",
-) -> Any:
-    """A dataclass field with its documentation, its range and its source.
+@dataclass(frozen=True)
+class Interval:
+    """What a number may be; both ends are always given."""
 
-    Every number has both ends: least or above, most or below. The range of a list is that of its
-    values.
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def missed(self, value: Any) -> str | None:
+        """What a value is not but must be, "at least 1" say; None inside the interval."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return "a finite number"
+        if value < self.least:
+            return f"at least {self.least}"
+        if value <= self.above:
+            return f"above {self.above}"
+        if value > self.most:
+            return f"at most {self.most}"
+        return f"below {self.below}" if value >= self.below else None
+
+
+# The ends of the first two only bound arithmetic: memory says no much earlier, see `runs.build`.
+SIZE, COUNT = Interval(1, 10**7), Interval(1, 10**12)
+RATE, SEED = Interval(0, below=1), Interval(0, below=2**32)
+SHARE, FACTOR = Interval(above=0, most=1), Interval(0, 1e3)
+TEMPERATURE = Interval(1e-3, 1e3)
+
+
+def option(
+    default: Any, doc: str, values: Interval | tuple[str, ...] | None = None, paper: str = ""
+) -> Any:
+    """A dataclass field with its documentation, what it may be, and its source.
+
+    Every number has an interval; that of a list is of its values. Of texts there may be a choice.
     """
-    metadata: dict[str, Any] = {"doc": doc, "choices": choices, "paper": paper}
-    metadata |= {"least": least, "above": above, "most": most, "below": below}
+    metadata = {"doc": doc, "values": values, "paper": paper}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -44,10 +61,10 @@ def option(
 class Counts:
     """Published sizes of a corpus; tokens with one <eos> a line. A mismatch is warned of."""
 
-    types: int | None = option(None, "vocabulary size with <eos>", least=1, most=COUNT)
-    train: int | None = option(None, "training tokens", least=1, most=COUNT)
-    valid: int | None = option(None, "validation tokens", least=1, most=COUNT)
-    test: int | None = option(None, "test tokens", least=1, most=COUNT)
+    types: int | None = option(None, "vocabulary size with <eos>", COUNT)
+    train: int | None = option(None, "training tokens", COUNT)
+    valid: int | None = option(None, "validation tokens", COUNT)
+    test: int | None = option(None, "test tokens", COUNT)
 
 
 @dataclass(kw_only=True)
@@ -71,52 +88,44 @@ class DataConfig:
         "none",
         "Unicode form of the text; clean: nfc, characters of no width and soft hyphens left out, "
         "other spaces made plain",
-        choices=("none", "nfc", "nfkc", "clean"),
+        ("none", "nfc", "nfkc", "clean"),
     )
     markers: str = option(
         "auto",
         "auto: a final <eos> on every line is its end, <s> and </s> are left out, UNK, <UNK>, "
         "[UNK], @@UNKNOWN@@ and <unknown> are <unk>; keep: they are words",
-        choices=("auto", "keep"),
+        ("auto", "keep"),
     )
     spelled: bool = option(
         False, "the text is spelled out, as PTB's: a space after each character, its own are _"
     )
     shares: list[float] = option(
-        [0.9, 0.05, 0.05],
-        "of train, valid and test in a single file, in this order",
-        above=0,
-        most=1,
+        [0.9, 0.05, 0.05], "of train, valid and test in a single file, in this order", SHARE
     )
-    seed: int = option(0, "of the synthetic language and its text", least=0, below=2**32)
+    seed: int = option(0, "of the synthetic language and its text", SEED)
 
 
 @dataclass(kw_only=True)
 class TokenizerConfig:
-    name: str = option("word", "what a token is", choices=("word", "sentencepiece", "char", "byte"))
+    name: str = option("word", "what a token is", ("word", "sentencepiece", "char", "byte"))
     model_type: str | None = option(
-        None, "sentencepiece: how words are cut; default unigram", choices=("unigram", "bpe")
+        None, "sentencepiece: how words are cut; default unigram", ("unigram", "bpe")
     )
     vocab_size: int | None = option(
-        None, "sentencepiece: tokens; default 5000", least=260, most=SIZE
+        None, "sentencepiece: tokens; default 5000", Interval(260, SIZE.most)
     )
     min_count: int | None = option(
-        None,
-        "word, char: what is rarer in the training text is <unk>; default 1",
-        least=1,
-        most=COUNT,
+        None, "word, char: what is rarer in the training text is <unk>; default 1", COUNT
     )
     max_size: int | None = option(
         None,
         "word, char: types at most, <unk> and <eos> counted; what is rarer is <unk>",
-        least=3,
-        most=SIZE,
+        Interval(3, SIZE.most),
     )
     lowercase: bool = option(False, "the text is read in lower case")
     unk: str | None = option(None, "a word by which the text marks unknown ones, beside <unk>")
     vocabulary: str | None = option(
-        None,
-        "folder of a run whose tokenizer is taken, or (word) a file with a word a line",
+        None, "folder of a run whose tokenizer is taken, or (word) a file with a word a line"
     )
 
 
@@ -130,16 +139,11 @@ class ModelConfig:
     rounds: int = option(
         5,
         "rounds of mogrification before each step; 0 is the plain cell",
-        least=0,
-        most=COUNT,
-        paper=MOGRIFIER,
+        Interval(0, COUNT.most),
+        MOGRIFIER,
     )
     rank: int | None = option(
-        None,
-        "inner size of the round matrices; null means full rank",
-        least=1,
-        most=SIZE,
-        paper=MOGRIFIER,
+        None, "inner size of the round matrices; null means full rank", SIZE, MOGRIFIER
     )
     share_rounds: bool = option(
         False, "one matrix for all odd rounds and one for all even rounds", paper="community code"
@@ -153,29 +157,25 @@ class ModelConfig:
     cap_input_gate: bool = option(
         True, "input gate at most 1 - f, as in the published results", paper=LAMB
     )
-    num_layers: int = option(2, "stacked recurrent layers", least=1, most=COUNT)
-    hidden_size: int | None = option(
-        None, "features of h; default 200 without num_params", least=1, most=SIZE
-    )
+    num_layers: int = option(2, "stacked recurrent layers", COUNT)
+    hidden_size: int | None = option(None, "features of h; default 200 without num_params", SIZE)
     top_hidden_size: int | None = option(
         None,
         "features of the top layer's h; null: hidden_size (AWD-LSTM: embedding_size)",
-        least=1,
-        most=SIZE,
-        paper=AWD,
+        SIZE,
+        AWD,
     )
     embedding_size: int | None = option(
-        None, "features of the embedding; null: embedding_ratio * hidden_size", least=1, most=SIZE
+        None, "features of the embedding; null: embedding_ratio * hidden_size", SIZE
     )
     embedding_ratio: float = option(
-        1.0, "embedding size as a share of hidden_size", least=1e-3, most=100, paper=LAMB
+        1.0, "embedding size as a share of hidden_size", Interval(1e-3, 100), LAMB
     )
     num_params: float | None = option(
         None,
         "a budget of parameters: solves for hidden_size, which must then be null",
-        least=1,
-        most=1e15,
-        paper=LAMB,
+        Interval(1, 1e15),
+        LAMB,
     )
     tie_embeddings: bool = option(
         True, "the output layer uses the embedding matrix", paper="arXiv 1608.05859"
@@ -192,29 +192,23 @@ class ModelConfig:
         [],
         "first ids of clusters of rare types, with vectors and a softmax of their own, 4, 16, ... "
         "times shorter; [] is one softmax",
-        least=1,
-        most=SIZE,
-        paper="arXiv 1609.04309, 1809.10853",
+        SIZE,
+        "arXiv 1609.04309, 1809.10853",
     )
     mixture: int = option(
-        1,
-        "softmaxes that are mixed (MoS); 1 is the plain softmax",
-        least=1,
-        most=COUNT,
-        paper="arXiv 1711.03953",
+        1, "softmaxes that are mixed (MoS); 1 is the plain softmax", COUNT, "arXiv 1711.03953"
     )
     init: str = option(
         "uniform",
         "of the cells: torch.nn.LSTM's, or LAMB's truncated normals",
-        choices=("uniform", "melis2020"),
-        paper=LAMB,
+        ("uniform", "melis2020"),
+        LAMB,
     )
     chrono_t_max: float | None = option(
         None,
         "Chrono init: forget biases ln U(1, t_max - 1), input biases their negative",
-        least=2,
-        most=1e6,
-        paper="arXiv 1804.11188",
+        Interval(2, 1e6),
+        "arXiv 1804.11188",
     )
     unigram_bias: bool = option(
         True, "the output bias starts at the log frequencies of the training text, not at 0"
@@ -227,30 +221,16 @@ class ModelConfig:
 @dataclass(kw_only=True)
 class RegularizationConfig:
     embedding_dropout: float = option(
-        0.0,
-        "rate on whole words of the embedding, per window (AWD-LSTM)",
-        least=0,
-        below=1,
-        paper=AWD,
+        0.0, "rate on whole words of the embedding, per window (AWD-LSTM)", RATE, AWD
     )
-    input_dropout: float = option(
-        0.0, "rate on the embedding's output", least=0, below=1, paper=AWD
-    )
-    inter_layer_dropout: float = option(0.0, "rate between layers", least=0, below=1, paper=AWD)
+    input_dropout: float = option(0.0, "rate on the embedding's output", RATE, AWD)
+    inter_layer_dropout: float = option(0.0, "rate between layers", RATE, AWD)
     state_dropout: float = option(
-        0.0,
-        "rate on the h that enters a step; one mask per window",
-        least=0,
-        below=1,
-        paper="arXiv 1512.05287",
+        0.0, "rate on the h that enters a step; one mask per window", RATE, "arXiv 1512.05287"
     )
-    output_dropout: float = option(0.0, "rate on the encoder's output", least=0, below=1, paper=AWD)
+    output_dropout: float = option(0.0, "rate on the encoder's output", RATE, AWD)
     weight_dropout: float = option(
-        0.0,
-        "DropConnect rate on weight_hh, one mask per window (AWD-LSTM)",
-        least=0,
-        below=1,
-        paper=AWD,
+        0.0, "DropConnect rate on weight_hh, one mask per window (AWD-LSTM)", RATE, AWD
     )
     per_step: bool = option(
         False,
@@ -260,38 +240,24 @@ class RegularizationConfig:
     samples: int = option(
         1,
         "dropout samples per target, of whose probabilities the mean is trained (arXiv 2211.01848)",
-        least=1,
-        most=SIZE,
-        paper=REWIRED,
+        SIZE,
+        REWIRED,
     )
     l2: float = option(
         0.0,
         "times half the sum of squared weights, in the loss and so inside the clipped gradient "
         "(LAMB), in the unit of trainer.loss_per",
-        least=0,
-        most=1e3,
-        paper=LAMB,
+        FACTOR,
+        LAMB,
     )
     ar: float = option(
-        0.0,
-        "AWD-LSTM's alpha: times the mean square of the dropped encoder output",
-        least=0,
-        most=1e3,
-        paper=AWD,
+        0.0, "AWD-LSTM's alpha: times the mean square of the dropped encoder output", FACTOR, AWD
     )
     tar: float = option(
-        0.0,
-        "AWD-LSTM's beta: times the mean square of its change over a step",
-        least=0,
-        most=1e3,
-        paper=AWD,
+        0.0, "AWD-LSTM's beta: times the mean square of its change over a step", FACTOR, AWD
     )
     reset_state: float = option(
-        0.0,
-        "probability, per stream and window, that the carried state is zeroed",
-        least=0,
-        below=1,
-        paper=LAMB,
+        0.0, "probability, per stream and window, that the carried state is zeroed", RATE, LAMB
     )
 
 
@@ -300,51 +266,47 @@ class OptimizerConfig:
     name: str = option(
         "adam",
         "the rule",
-        choices=("sgd", "adam", "adamw", "radam"),
-        paper="adam 1412.6980; adamw 1711.05101; radam 1908.03265",
+        ("sgd", "adam", "adamw", "radam"),
+        "adam 1412.6980; adamw 1711.05101; radam 1908.03265",
     )
     lr: float = option(
-        0.002, "learning rate, on the loss that trainer.loss_per says", above=0, most=1e4
+        0.002, "learning rate, on the loss that trainer.loss_per says", Interval(above=0, most=1e4)
     )
-    beta1: float = option(0.9, "not sgd: decay of the gradient's mean", least=0, below=1)
-    beta2: float = option(0.999, "not sgd: decay of the squared gradient's mean", least=0, below=1)
-    eps: float = option(1e-8, "not sgd: added to the root of the mean square", above=0, most=1)
+    beta1: float = option(0.9, "not sgd: decay of the gradient's mean", RATE)
+    beta2: float = option(0.999, "not sgd: decay of the squared gradient's mean", RATE)
+    eps: float = option(1e-8, "not sgd: added to the root of the mean square", SHARE)
     weight_decay: float = option(
         0.0,
         "added to the gradient after clipping, times the weights; adamw: decoupled from it",
-        least=0,
-        most=1e3,
+        FACTOR,
     )
     averaging: str = option(
         "none",
         "of the weights; validation, results and checkpoints/best use the average, training goes "
         "on with the raw weights",
-        choices=("none", "nt_asgd", "tail", "ema", "two_tailed"),
-        paper="nt_asgd 1708.02182; tail LAMB; two_tailed 2209.12581",
+        ("none", "nt_asgd", "tail", "ema", "two_tailed"),
+        "nt_asgd 1708.02182; tail LAMB; two_tailed 2209.12581",
     )
     averaging_patience: int = option(
         5,
         "nt_asgd: n of its trigger; tail: validations without improvement before it begins; "
         "two_tailed: validations without improvement that count as stagnation",
-        least=1,
-        most=COUNT,
+        COUNT,
     )
     averaging_start: float = option(
-        0.8, "tail: begins at this share of the training at the latest; 0: at once", least=0, most=1
+        0.8, "tail: begins at this share of the training at the latest; 0: at once", Interval(0, 1)
     )
-    averaging_decay: float = option(0.999, "ema: decay per step", above=0, below=1)
+    averaging_decay: float = option(0.999, "ema: decay per step", Interval(above=0, below=1))
 
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    batch_size: int = option(20, "streams", least=1, most=SIZE)
-    bptt: int = option(35, "window of truncated backpropagation, time steps", least=1, most=SIZE)
-    max_epochs: int | None = option(
-        None, "stop after so many passes over the text", least=1, most=COUNT
-    )
-    max_steps: int | None = option(None, "stop after so many windows", least=1, most=COUNT)
+    batch_size: int = option(20, "streams", SIZE)
+    bptt: int = option(35, "window of truncated backpropagation, time steps", SIZE)
+    max_epochs: int | None = option(None, "stop after so many passes over the text", COUNT)
+    max_steps: int | None = option(None, "stop after so many windows", COUNT)
     max_minutes: float | None = option(
-        None, "stop training after so many minutes", above=0, most=1e9
+        None, "stop training after so many minutes", Interval(above=0, most=1e9)
     )
     variable_bptt: bool = option(
         False,
@@ -356,86 +318,76 @@ class TrainerConfig:
         "columns",
         "columns of the text, state zeroed after each pass (AWD-LSTM), or read_heads that each "
         "walk the whole text without end (LAMB)",
-        choices=("columns", "read_heads"),
-        paper="AWD, LAMB",
+        ("columns", "read_heads"),
+        "AWD, LAMB",
     )
     loss_per: str = option(
         "token",
         "unit of the loss that clip, l2, ar and tar are added to or measured in: mean nats per "
         "token, or (LAMB) nats summed over the window's steps, mean over streams",
-        choices=("token", "window"),
-        paper=LAMB,
+        ("token", "window"),
+        LAMB,
     )
     clip: float | None = option(
-        0.25, "largest norm of the gradient of the loss, in its unit; null: none", above=0, most=1e9
+        0.25,
+        "largest norm of the gradient of the loss, in its unit; null: none",
+        Interval(above=0, most=1e9),
     )
     init_from: str | None = option(
         None, "folder of a run whose best (averaged) weights training starts from: fine-tuning"
     )
     precision: str = option(
-        "fp32",
-        "dtype of the matrix products; weights and state stay fp32",
-        choices=("fp32", "bf16"),
+        "fp32", "dtype of the matrix products; weights and state stay fp32", ("fp32", "bf16")
     )
     device: str = option("cpu", "cpu, cuda or cuda:N")
-    threads: int | None = option(None, "CPU threads; null: torch's choice", least=1, most=1024)
-    valid_every: int | None = option(
-        None, "steps between validations; null: each epoch", least=1, most=COUNT
-    )
+    threads: int | None = option(None, "CPU threads; null: torch's choice", Interval(1, 1024))
+    valid_every: int | None = option(None, "steps between validations; null: each epoch", COUNT)
     valid_batch_size: int = option(
-        20,
-        "streams of the validations while training (results are scored by `evaluators`)",
-        least=1,
-        most=SIZE,
+        20, "streams of the validations while training (results are scored by `evaluators`)", SIZE
     )
     lr_decay: str = option(
         "none",
         "linear: the rate falls to 0 at the end that max_steps or max_epochs sets",
-        choices=("none", "linear"),
+        ("none", "linear"),
     )
     lr_drop: float = option(
-        1.0, "factor on the learning rate when validation has not improved", above=0, most=1
+        1.0, "factor on the learning rate when validation has not improved", SHARE
     )
     lr_on_divergence: float | None = option(
         None,
         "where the loss is not finite or validation perplexity twice the best: go back to the "
         "best weights with the learning rate times this; null: an error and no look, respectively",
-        above=0,
-        most=1,
-        paper=REWIRED,
+        SHARE,
+        REWIRED,
     )
     lr_patience: int = option(
-        0, "validations without improvement that are waited for", least=0, most=COUNT
+        0, "validations without improvement that are waited for", Interval(0, COUNT.most)
     )
     early_stop: int | None = option(
-        None, "stop after so many validations without improvement", least=1, most=COUNT
+        None, "stop after so many validations without improvement", COUNT
     )
-    log_every: int = option(50, "steps between lines of metrics.jsonl", least=1, most=COUNT)
+    log_every: int = option(50, "steps between lines of metrics.jsonl", COUNT)
     checkpoint_minutes: float = option(
         5.0,
         "longest time between checkpoints; one is written at each validation too",
-        least=0,
-        most=1e9,
+        Interval(0, 1e9),
     )
 
 
 @dataclass(kw_only=True)
 class TrackerConfig:
-    name: str = option(
-        "wandb", "where curves are sent beside the run's files", choices=("wandb", "none")
-    )
+    name: str = option("wandb", "where curves are sent beside the run's files", ("wandb", "none"))
     mode: str = option(
         "auto",
         "auto is online where an account is configured, offline elsewhere",
-        choices=("auto", "online", "offline", "disabled"),
+        ("auto", "online", "offline", "disabled"),
     )
     project: str = option("mogrifier_lm", "W&B project")
     entity: str | None = option(None, "W&B account or team; null: the account's default")
     group: str | None = option(None, "W&B group; null: the sweep's folder in a multirun")
     run_name: str | None = option(None, "W&B display name; null: made of the overrides")
-    tags: list[str] = field(
-        default_factory=list,
-        metadata={"doc": "W&B tags beside the names of the experiment, the data and the cell"},
+    tags: list[str] = option(
+        [], "W&B tags beside the names of the experiment, the data and the cell"
     )
     artifacts: bool = option(
         False, "upload the best checkpoint as a W&B artifact, and wait for it, 1 s a megabyte"

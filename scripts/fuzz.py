@@ -68,15 +68,14 @@ TRAINED = [key for key in KEYS if not key.startswith(FIXED)]
 def in_range(key: str, r: random.Random, huge: bool = False) -> str:
     """A value that the schema takes; of a size one that is small, unless `huge`."""
     field, hint = KEYS[key]
-    meta, types = field.metadata, {hint, *get_args(hint), *get_args(get_args(hint)[:1])}
-    if meta["choices"]:
-        return str(r.choice(meta["choices"]))
+    values, types = field.metadata["values"], {hint, *get_args(hint), *get_args(get_args(hint)[:1])}
+    if isinstance(values, tuple):
+        return str(r.choice(values))
     if bool in types:
         return r.choice(["true", "false"])
     if not types & {int, float}:
         return r.choice(["auto", "reference", "lstm", "x"])
-    low = meta["least"] if meta["above"] is None else meta["above"] + 1e-12
-    high = meta["most"] if meta["below"] is None else meta["below"] - 1e-12
+    low, high = max(values.least, values.above + 1e-12), min(values.most, values.below - 1e-12)
     if int in types:
         small = 3 if key.endswith(("rounds", "layers", "samples", "mixture", "passes")) else 24
         return str(int(r.randint(int(low), int(min(high, low + small))) if not huge else high))

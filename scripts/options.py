@@ -8,6 +8,7 @@ A test fails where the page is not what this writes.
 import argparse
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mogrifier_lm.config import Config
 from mogrifier_lm.launch.job import compose
+from mogrifier_lm.options import Interval
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 HEAD = """# Options
@@ -35,12 +37,12 @@ def type_name(hint: Any) -> str:
     return " or ".join(parts) if parts else "null" if hint is type(None) else hint.__name__
 
 
-def span(metadata: Any) -> str:
+def span(values: Any) -> str:
     """The values that an option takes."""
-    if metadata.get("choices"):
-        return ", ".join(f"`{choice}`" for choice in metadata["choices"])
-    signs = {"least": "≥", "above": ">", "most": "≤", "below": "<"}
-    ends = {sign: metadata[key] for key, sign in signs.items() if metadata.get(key) is not None}
+    if not isinstance(values, Interval):
+        return ", ".join(f"`{choice}`" for choice in values or ())
+    signs = {"≥": values.least, ">": values.above, "≤": values.most, "<": values.below}
+    ends = {sign: end for sign, end in signs.items() if math.isfinite(end)}
     return ", ".join(f"{s} {v:,}" if isinstance(v, int) else f"{s} {v:g}" for s, v in ends.items())
 
 
@@ -63,7 +65,7 @@ def composed() -> DictConfig:
 def rows(schema: type, prefix: str) -> list[str]:
     from mogrifier_lm.cells import CELLS  # here: torch comes with it, which --help does without
 
-    known = {"model.cell": {"choices": CELLS}}  # of what options.py must not import
+    known = {"model.cell": CELLS}  # of what options.py must not import
     lines = []
     for field in dataclasses.fields(schema):
         hint = get_type_hints(schema)[field.name]
@@ -75,7 +77,7 @@ def rows(schema: type, prefix: str) -> list[str]:
         used = shown(OmegaConf.select(composed(), f"{prefix}{field.name}"))
         of_run = not prefix.startswith(("evaluators.", "data.expected."))  # else not asked for
         cells.append(used if of_run and used != cells[-1] else "")
-        values = span(known.get(f"{prefix}{field.name}", field.metadata))
+        values = span(known.get(f"{prefix}{field.name}", field.metadata["values"]))
         cells += [values, field.metadata["doc"], field.metadata.get("paper", "")]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import math
 import re
 import shlex
 from pathlib import Path
@@ -103,10 +104,9 @@ def numbers(schema: type, path: str = "") -> dict[str, dataclasses.Field[Any]]:
 
 @pytest.mark.parametrize("key", numbers(Config))
 def test_every_number_has_a_range_and_both_ends_are_held(key: str) -> None:
-    meta, hint = numbers(Config)[key].metadata, str(numbers(Config)[key].type)
-    low = meta["least"] if meta["above"] is None else meta["above"]
-    high = meta["most"] if meta["below"] is None else meta["below"]
-    assert low is not None and high is not None and low < high, "give it both ends"
+    interval, hint = numbers(Config)[key].metadata["values"], str(numbers(Config)[key].type)
+    low, high = max(interval.least, interval.above), min(interval.most, interval.below)
+    assert -math.inf < low < high < math.inf, "give it both ends"
     config = OmegaConf.structured(Config)
     if key.startswith("evaluators."):
         for name, schema in get_type_hints(EvaluatorsConfig).items():

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 measures = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/measures.py")))
 MOST_CODE = 4500  # lines of the core, without fast kernels: the plan
-MOST_CODE_YET = 5060  # what stands; it may only fall
+MOST_CODE_YET = 4985  # what stands; it may only fall
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -21,7 +21,6 @@ def test_the_core_imports_no_wing() -> None:
     assert measures.wing_imports(measures.imports()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="options")
 def test_no_file_is_long() -> None:
     assert measures.long_files() == []
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mogrifier_lm.evaluators.task import Evaluation, Evaluator, Settings, Task, Text, tune_tokens
-from mogrifier_lm.options import CACHE, SIZE, option
+from mogrifier_lm.options import CACHE, RATE, SIZE, Interval, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,16 +31,13 @@ class Cache(Evaluator):
     weight: list[float] = option(
         [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
         "lambda, weight of the cache in the mixture",
-        least=0,
-        below=1,
-        paper=CACHE,
+        RATE,
+        CACHE,
     )
     theta: list[float] = option(
-        [0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", above=0, most=1e3, paper=CACHE
+        [0.1, 0.2, 0.3, 0.5, 0.75, 1.0], "sharpness", Interval(above=0, most=1e3), CACHE
     )
-    window: list[int] = option(
-        [200, 500, 1000, 2000, 4000], "past positions", least=1, most=SIZE, paper=CACHE
-    )
+    window: list[int] = option([200, 500, 1000, 2000, 4000], "past positions", SIZE, CACHE)
     tune_tokens: int | None = tune_tokens(None)
 
     def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:

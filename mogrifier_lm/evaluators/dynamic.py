@@ -18,7 +18,7 @@ from mogrifier_lm.evaluators.task import (
     by_temperature,
     tune_tokens,
 )
-from mogrifier_lm.options import COUNT, DYNAMIC, LAMB, SIZE, option
+from mogrifier_lm.options import COUNT, DYNAMIC, LAMB, SIZE, TEMPERATURE, Interval, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,30 +39,26 @@ class Dynamic(Evaluator):
     bit for bit, when a text is done or an error ends it.
     """
 
-    window: int = option(20, "tokens between updates", least=1, most=SIZE)
-    rule: str = option("rms", "update", choices=("rms", "sgd"), paper=DYNAMIC)
+    window: int = option(20, "tokens between updates", SIZE)
+    rule: str = option("rms", "update", ("rms", "sgd"), DYNAMIC)
     mean: str = option(
         "elements",
         "mean of the rms in the decay: over all elements (LAMB), or of the tensors' means (DYN)",
-        choices=("elements", "tensors"),
-        paper="LAMB, arXiv 1709.07432",
+        ("elements", "tensors"),
+        "LAMB, arXiv 1709.07432",
     )
-    lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", least=0, most=1e4)
+    lr: list[float] = option([2e-4, 4e-4, 8e-4, 1.6e-3], "learning rate", Interval(0, 1e4))
     decay: list[float] = option(
-        [1e-3, 1e-2], "pull to the trained weights", least=0, most=1, paper=DYNAMIC
+        [1e-3, 1e-2], "pull to the trained weights", Interval(0, 1), DYNAMIC
     )
-    epsilon: list[float] = option([1e-4], "rms: added to the root mean square", above=0, most=1e3)
+    epsilon: list[float] = option(
+        [1e-4], "rms: added to the root mean square", Interval(above=0, most=1e3)
+    )
     temperature: list[float] = option(
-        [1.0],
-        "divides the logits that score a window; it learns at 1",
-        least=1e-3,
-        most=1e3,
-        paper=LAMB,
+        [1.0], "divides the logits that score a window; it learns at 1", TEMPERATURE, LAMB
     )
-    statistics_tokens: int | None = option(
-        100_000, "rms: training tokens; null: all", least=1, most=COUNT
-    )
-    statistics_batch_size: int = option(20, "rms: streams over them", least=1, most=SIZE)
+    statistics_tokens: int | None = option(100_000, "rms: training tokens; null: all", COUNT)
+    statistics_batch_size: int = option(20, "rms: streams over them", SIZE)
     tune_tokens: int | None = tune_tokens(10_000)
 
     def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:

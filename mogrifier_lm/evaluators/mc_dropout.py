@@ -17,7 +17,7 @@ from mogrifier_lm.evaluators.task import (
     by_temperature,
     tune_tokens,
 )
-from mogrifier_lm.options import COUNT, LAMB, MOGRIFIER, SIZE, option
+from mogrifier_lm.options import COUNT, LAMB, MOGRIFIER, SEED, SIZE, TEMPERATURE, Interval, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,24 +34,20 @@ class MCDropout(Evaluator):
     1909.01792; arithmetic with the rates times 0.6 to 0.9.)
     """
 
-    passes: int = option(20, "predictions averaged", least=1, most=COUNT, paper=MOGRIFIER)
+    passes: int = option(20, "predictions averaged", COUNT, MOGRIFIER)
     scale: list[float] = option(
         [0.0, 0.1, 0.2, 0.4, 0.6, 0.8],
         "factor on the training's dropout rates",
-        least=0,
-        most=100,
-        paper=MOGRIFIER,
+        Interval(0, 100),
+        MOGRIFIER,
     )
-    temperature: list[float] = option(
-        [1.0], "divides the logits of each pass", least=1e-3, most=1e3, paper=LAMB
-    )
+    temperature: list[float] = option([1.0], "divides the logits of each pass", TEMPERATURE, LAMB)
     window: int = option(
         "${trainer.bptt}",
         "time steps that share a mask, where the training's masks are shared over time",
-        least=1,
-        most=SIZE,
+        SIZE,
     )
-    seed: int = option(0, "of the masks", least=0, below=2**32)
+    seed: int = option(0, "of the masks", SEED)
     tune_tokens: int | None = tune_tokens(10_000)
 
     def check(self, config: Any) -> None:

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 class Rounds(Evaluator):
     """Static scores with the first 0, 1, ... rounds of every layer; the last is the whole model."""
 
-    window: int = option(
-        512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
-    )
+    window: int = option(512, "time steps scored at once; changes speed, not the score", SIZE)
 
     def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
         layers = cast("list[RecurrentLayer]", list(task.model.layers))

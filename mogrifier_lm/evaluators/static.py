@@ -16,7 +16,7 @@ from mogrifier_lm.evaluators.task import (
     by_temperature,
     tune_tokens,
 )
-from mogrifier_lm.options import LAMB, SIZE, option
+from mogrifier_lm.options import LAMB, SIZE, TEMPERATURE, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,18 +34,10 @@ class Static(Evaluator):
     across windows; with a batch size above 1 each stream starts cold at its place in the text.
     """
 
-    batch_size: int = option(
-        1, "streams; 1 carries the state over the whole split", least=1, most=SIZE
-    )
-    window: int = option(
-        512, "time steps scored at once; changes speed, not the score", least=1, most=SIZE
-    )
+    batch_size: int = option(1, "streams; 1 carries the state over the whole split", SIZE)
+    window: int = option(512, "time steps scored at once; changes speed, not the score", SIZE)
     temperature: list[float] = option(
-        [1.0],
-        "divides the logits (published results: 0.94 to 1.25)",
-        least=1e-3,
-        most=1e3,
-        paper=LAMB,
+        [1.0], "divides the logits (published results: 0.94 to 1.25)", TEMPERATURE, LAMB
     )
     tune_tokens: int | None = tune_tokens(None)
 

@@ -145,7 +145,7 @@ class Evaluator:
 
 def tune_tokens(default: int | None) -> Any:
     """The option of that name."""
-    return option(default, "validation tokens tuned on; null: all", least=1, most=COUNT)
+    return option(default, "validation tokens tuned on; null: all", COUNT)
 
 
 def by_temperature(trials: Iterable[Settings]) -> Iterator[tuple[Settings, list[float]]]:
