@@ -1,6 +1,5 @@
 """Each evaluator against its definition."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from mogrifier_lm.evaluators import Task, Text, evaluate
 from mogrifier_lm.evaluators.cache import Cache, cache_probabilities
-from mogrifier_lm.evaluators.compare import paired_difference, sentence_sums
 from mogrifier_lm.evaluators.dynamic import Dynamic
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig
@@ -133,24 +131,3 @@ def test_rounds_that_are_cut_are_a_model_with_fewer() -> None:
         expected = nats(shorter, "static", text, temperature=1.0)[""]
         torch.testing.assert_close(found[f"rounds_{r}"].double(), expected)
     assert torch.equal(found[""].float(), found["rounds_2"].float())
-
-
-def test_sentences_end_with_eos() -> None:
-    ids = np.array([3, 0, 0, 4, 5, 0])
-    assert sentence_sums(np.arange(6.0), ids, 0).tolist() == [1, 2, 12]
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """Differences of known mean 0.3 nats a word, in 100 samples of 200 sentences."""
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(100):
-        words = rng.integers(1, 40, 200)
-        base = rng.normal(5, 1, 200) * words
-        difference = words * (0.3 + rng.normal(0, 0.5, 200))
-        mean, low, high = paired_difference(base + difference, base, words, resamples=500)
-        assert low < mean < high
-        covered += low < 0.3 < high
-    assert 88 <= covered <= 99
-    zero = paired_difference(base, base, words, resamples=10)
-    assert zero == (0, 0, 0) and not math.isnan(zero[1])

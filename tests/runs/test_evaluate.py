@@ -17,7 +17,8 @@ from mogrifier_lm.config import load_config
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators.rounds import Rounds
 from mogrifier_lm.evaluators.static import Static
-from mogrifier_lm.runs.evaluate import compare_runs, evaluate_run
+from mogrifier_lm.reports.compare import compare_runs
+from mogrifier_lm.runs.evaluate import evaluate_run
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training import checkpoint
 from tests.conftest import ROOT

@@ -51,7 +51,7 @@ def main(*overrides: str, run: str = "", compare: str = "") -> None:
             f"compare={compare}: compare=[RUN_A,RUN_B] takes two runs, or two lists of runs"
         )
     runs = [[load(f) for f in (side if isinstance(side, list) else [side])] for side in sides]
-    from mogrifier_lm.runs.evaluate import compare_runs
+    from mogrifier_lm.reports.compare import compare_runs
 
     compare_runs(runs)
 
