@@ -22,7 +22,8 @@ MOST_LINES, MOST_LINES_OF_FUNCTION = 400, 80
 # Of a run's folder; not tokenizer.json, which lies beside cached tokens too.
 RUN_FILES = (
     "summary.json", "config.yaml", "overrides.json", "metrics.jsonl", "provenance.json",
-    "tuning.json", "checkpoints", "curves.png", "train.log",
+    "tuning.json", "checkpoints", "curves.png", "train.log", "counts.json",
+    "statistics.safetensors",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Text → token ids → streams and windows. Knows no model and no config file."""
 
 from mogrifier_lm.data.batching import IGNORE, ORDERS, ReadHeads, Streams
-from mogrifier_lm.data.corpus import Corpus, Split, load_corpus, read_lines
+from mogrifier_lm.data.corpus import Corpus, Split, load_corpus
 from mogrifier_lm.data.source import SPLITS
 from mogrifier_lm.data.subwords import TOKENIZERS, SentencePieceTokenizer, load_tokenizer
 from mogrifier_lm.data.text import EOS, UNK
@@ -23,5 +23,4 @@ __all__ = [
     "WordTokenizer",
     "load_corpus",
     "load_tokenizer",
-    "read_lines",
 ]

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,28 +99,6 @@ def _settings(source: DataConfig, tokenizer: TokenizerConfig) -> dict[str, Any]:
         files = [file for file in (path, path.with_suffix(".model")) if file.is_file()]
         values["vocabulary"] = [Part(file).sha256() for file in files]
     return values
-
-
-def read_lines(chunks: Iterable[bytes], name: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """The lines of a text to be scored, read as a corpus is; what the model knows stays a word.
-
-    Args:
-        chunks: the bytes of the text.
-        name: what errors call it.
-        tokenizer: of the model.
-
-    Raises:
-        UserError: bytes that are not UTF-8, or an <eos> that ends no line.
-    """
-    unit = "word" if tokenizer.unit == "word" else "character"
-    reader, rest = Reader(DataConfig(), unit, tokenizer.form, known=tokenizer.index), ""
-    for block in reader.blocks(chunks, name):
-        *lines, rest = (rest + block.decode()).split("\n")
-        yield from lines
-    if rest:
-        yield rest
-    for note in reader.notes():
-        log.warning("%s: %s", name, note)
 
 
 def _tokenize(

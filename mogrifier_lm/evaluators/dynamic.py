@@ -76,7 +76,8 @@ def _adapt(
     from mogrifier_lm.model import restored
 
     model, params = task.model, list[torch.Tensor](task.model.parameters())
-    step_sizes, pulls = _coefficients(task, settings)
+    rms = root_mean_squares(task, settings) if settings["rule"] == "rms" else []
+    factors = coefficients(params, settings, rms)
     states = model.zero_states(1)
     sizes = [len(state) for state in states]
     nats_KN = model.output_bias.new_empty(len(temperatures), len(text))
@@ -86,12 +87,10 @@ def _adapt(
         def learn(inputs_T1: Tensor, targets_T1: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
             """Score a window, then move the weights in their place."""
             before = nested(flat, sizes)
-            gradients, hidden, after = _gradients(model, params, inputs_T1, targets_T1, before)
+            gradients, hidden, after = window_gradients(model, inputs_T1, targets_T1, before)
             targets_T = targets_T1.flatten()
             found = [model.output_nats(hidden, targets_T, t) for t in temperatures]
-            with torch.no_grad():
-                torch._foreach_lerp_(params, trained, pulls)
-                torch._foreach_addcmul_(params, gradients, step_sizes, value=-1)
+            move(params, trained, gradients, factors)
             return *found, hidden, *flattened(after)
 
         graphed = Graphed(learn, params[0].device)
@@ -109,12 +108,8 @@ def _adapt(
         yield Evaluation(nats_N, hidden=hidden_NE)
 
 
-def _gradients(
-    model: LanguageModel,
-    params: Sequence[Tensor],
-    inputs_TB: Tensor,
-    targets_TB: Tensor,
-    states: States,
+def window_gradients(
+    model: LanguageModel, inputs_TB: Tensor, targets_TB: Tensor, states: States
 ) -> tuple[tuple[Tensor, ...], Tensor, States]:
     """Of the mean nats per token, without dropout; the hidden vectors; the states after."""
     import torch
@@ -124,19 +119,39 @@ def _gradients(
     with torch.enable_grad():
         hidden, states = model.encode(inputs_TB, states)
         mean = model.output_loss(hidden, targets_TB.flatten()) / (targets_TB != IGNORE).sum()
+    params = list(model.parameters())
     gradients = torch.autograd.grad(mean, params, allow_unused=True, materialize_grads=True)
     return gradients, hidden.detach(), [tuple(s.detach() for s in state) for state in states]
 
 
-def _coefficients(task: Task, settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
-    """For each parameter the factor on its gradient, and its pull towards the trained weights."""
+def move(
+    params: list[Tensor],
+    trained: list[Tensor],
+    gradients: tuple[Tensor, ...],
+    factors: tuple[list[Tensor], list[Tensor]],
+) -> None:
+    """Update the weights in their place; `factors` are what `coefficients` returned."""
+    import torch
+
+    step_sizes, pulls = factors
+    with torch.no_grad():
+        torch._foreach_lerp_(params, trained, pulls)
+        torch._foreach_addcmul_(params, gradients, step_sizes, value=-1)
+
+
+def coefficients(
+    params: Sequence[Tensor], settings: Settings, rms: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """For each parameter the factor on its gradient, and its pull towards the trained weights.
+
+    Args:
+        params: of the model.
+        settings: of `Dynamic`, a value each.
+        rms: of their gradients, where the rule is "rms".
+    """
     lr, decay = settings["lr"], settings["decay"]
     if settings["rule"] == "sgd":
-        scalars = [
-            [p.new_full((), value) for p in task.model.parameters()] for value in (lr, decay)
-        ]
-        return scalars[0], scalars[1]
-    rms = root_mean_squares(task, settings)
+        return [p.new_full((), lr) for p in params], [p.new_full((), decay) for p in params]
     if settings["mean"] == "elements":
         mean = sum(r.sum() for r in rms) / sum(r.numel() for r in rms)
     else:
@@ -157,20 +172,20 @@ def root_mean_squares(task: Task, settings: Settings) -> list[Tensor]:
         from mogrifier_lm.evaluators.captured import flattened, nested
         from mogrifier_lm.kernels.graphs import Graphed
 
-        model, params, train = task.model, list(task.model.parameters()), task.splits["train"]
+        model, train = task.model, task.splits["train"]
         text = Text("train", replace(train, ids=train.ids[:tokens]))
-        squares = [torch.zeros_like(p) for p in params]
+        squares = [torch.zeros_like(p) for p in model.parameters()]
         streams = min(batch_size, len(text))
         states, count = model.zero_states(streams), 0
         sizes = [len(state) for state in states]
 
         def add(inputs_TB: Tensor, targets_TB: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
             before = nested(flat, sizes)
-            gradients, _, after = _gradients(model, params, inputs_TB, targets_TB, before)
+            gradients, _, after = window_gradients(model, inputs_TB, targets_TB, before)
             torch._foreach_addcmul_(squares, gradients, gradients)
             return tuple(flattened(after))
 
-        graphed = Graphed(add, params[0].device)
+        graphed = Graphed(add, model.output_bias.device)
         for _, inputs_TB, targets_TB in task.windows(text, window, "statistics", streams):
             states = nested(graphed(inputs_TB, targets_TB, *flattened(states)), sizes)
             count += 1

@@ -3,13 +3,13 @@
 Shape legend: T time steps, B texts side by side, N tokens, V vocabulary.
 """
 
-import csv
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import groupby, islice
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -19,20 +19,15 @@ from mogrifier_lm.data import EOS, IGNORE, UNK, Tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.evaluators.score import perplexity
-from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.inference.adapt import Adaptation
+from mogrifier_lm.inference.lines import Line
+from mogrifier_lm.model import LanguageModel, States
 from mogrifier_lm.terminal import plain
 
 WINDOW = 512  # time steps at once, those of the static evaluator
 GROUPS, BATCH = 1024, 4096  # texts that are sorted by length, and tokens of a batch of them
 UNITS = ("line", "text", "item")
 EDGES = ("right", "left")
-
-
-class Line(NamedTuple):
-    """A line of text, and the item of an experiment that it belongs to."""
-
-    text: str
-    item: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +143,6 @@ def _cell(value: Any) -> str:
     return f"{value:.6f}" if isinstance(value, float) else plain(str(value))
 
 
-def read_tsv(file: Iterable[str], text: str, item: str, path: str) -> Iterator[Line]:
-    """The lines in the columns of a table with a header, one a row."""
-    rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    for column in filter(None, (text, item)):
-        if column not in (rows.fieldnames or ()):
-            known = ", ".join(rows.fieldnames or ())
-            raise UserError(f"{path} has no column {column}, its columns are {known}")
-    for row in rows:
-        yield Line(row[text] or "", row[item] or "" if item else "")
-
-
 @dataclass
 class _Part:
     """A line on its way: its tokens, and for each what `_Scorer.measure` finds."""
@@ -172,8 +156,16 @@ class _Part:
 class _Scorer:
     """Runs a model over texts and keeps what is known of each token."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, edge: str, top: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        edge: str,
+        top: int,
+        adaptation: Adaptation | None,
+    ) -> None:
         self.model, self.tokenizer, self.top = model, tokenizer, top
+        self.adaptation = adaptation
         device = model.output_bias.device
         self.in_pieces = not tokenizer.starts.all()
         self.starts = torch.from_numpy(tokenizer.starts).to(device)
@@ -223,10 +215,23 @@ class _Scorer:
             for part, own in zip(text, np.split(np.concatenate(table), ends), strict=True):
                 part.found = [own]
 
+    def window(self, ids: Sequence[int], last: int, states: States) -> tuple[np.ndarray, States]:
+        """What `measure` finds of some tokens that follow `last`; the states after them."""
+        device = self.model.output_bias.device
+        inputs_T1 = torch.tensor([last, *ids[:-1]], device=device)[:, None]
+        targets_T = torch.tensor(ids, device=device)
+        if self.adaptation is None:
+            hidden, states = encode(self.model, inputs_T1, states)
+            return self.measure(hidden, targets_T), states
+        hidden, states = self.adaptation.encode(inputs_T1, targets_T[:, None], states)
+        found = self.measure(hidden, targets_T)
+        self.adaptation.learn()
+        return found, states
+
     def carried(self, parts: Iterable[_Part]) -> Iterator[_Part]:
         """Score one long text, window by window; a line is done when all its tokens are."""
+        size = self.adaptation.window if self.adaptation else WINDOW
         states, last = self.model.zero_states(1), self.tokenizer.eos_id
-        device = self.model.output_bias.device
         waiting: deque[_Part] = deque()
         pending: list[int] = []
         source = iter(parts)
@@ -235,11 +240,10 @@ class _Scorer:
             if part is not None:
                 waiting.append(part)
                 pending += part.ids.tolist()
-            while len(pending) >= WINDOW or (part is None and pending):
-                ids, pending = pending[:WINDOW], pending[WINDOW:]
-                inputs_T1 = torch.tensor([last, *ids[:-1]], device=device)[:, None]
-                hidden, states = encode(self.model, inputs_T1, states)
-                found, last = self.measure(hidden, torch.tensor(ids, device=device)), ids[-1]
+            while len(pending) >= size or (part is None and pending):
+                ids, pending = pending[:size], pending[size:]
+                found, states = self.window(ids, last, states)
+                last = ids[-1]
                 for one in waiting:
                     missing = len(one.ids) - sum(map(len, one.found))
                     taken, found = found[:missing], found[missing:]
@@ -285,6 +289,7 @@ def score_lines(
     edge: str = "right",
     top: int = 0,
     counts: Mapping[str, int] | None = None,
+    adaptation: Adaptation | None = None,
 ) -> Iterator[Word]:
     """Each word of a text, as a stream; every line ends with an <eos>, which is a word.
 
@@ -300,6 +305,8 @@ def score_lines(
             are the same.
         top: how many guesses are listed.
         counts: of words in the training text.
+        adaptation: by which the weights learn from what has been scored, over all of the text,
+            whatever its unit; they are put back at the end.
 
     Raises:
         UserError: an unknown unit or edge; a word that the model has no token for.
@@ -307,17 +314,20 @@ def score_lines(
     for name, value, known in (("unit", unit, UNITS), ("edge", edge, EDGES)):
         if value not in known:
             raise UserError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
-    scorer = _Scorer(model, tokenizer, edge, min(top, model.vocab_size))
+    scorer = _Scorer(model, tokenizer, edge, min(top, model.vocab_size), adaptation)
     parts = (
         _Part(line, i, tokenizer.encode([line.text]).astype(np.int64))
         for i, line in enumerate(lines, start=1)
     )
-    if unit == "text":
-        for part in scorer.carried(parts):
-            yield from scorer.words(part, counts)
+    by = {"line": lambda part: part.number, "text": lambda part: 0, "item": lambda p: p.line.item}
+    own = (group for _, group in groupby(parts, by[unit]))
+    if unit == "text" or adaptation:
+        with adaptation.begun() if adaptation else nullcontext():
+            for group in own:
+                for part in scorer.carried(group):
+                    yield from scorer.words(part, counts)
         return
-    own = groupby(parts, lambda part: part.number if unit == "line" else part.line.item)
-    source = (list(group) for _, group in own)
+    source = map(list, own)
     while some := list(islice(source, GROUPS)):
         by_length = sorted(some, key=lambda text: sum(len(part.ids) for part in text))
         batch: list[list[_Part]] = []

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mogrifier_lm.data import UNK, Tokenizer, read_lines
+from mogrifier_lm.data import UNK, Tokenizer
 from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.evaluators.captured import encode
-from mogrifier_lm.files import read_json
+from mogrifier_lm.inference.adapt import Adaptation, adaptation
+from mogrifier_lm.inference.counts import read_counts
 from mogrifier_lm.inference.gates import Gates, gates
 from mogrifier_lm.inference.generate import Sampling, sample
-from mogrifier_lm.inference.score import Line, Scores, score_lines
+from mogrifier_lm.inference.lines import Line, read_lines
+from mogrifier_lm.inference.score import Scores, Word, score_lines
 from mogrifier_lm.model import LanguageModel, States
 from mogrifier_lm.runs.build import check_device, saved_model, saved_tokenizer
 from mogrifier_lm.runs.folder import RunFolder
@@ -24,11 +27,25 @@ class TrainedModel(LanguageModel):
 
     Attributes:
         tokenizer: of its training text.
-        counts: word → how often it occurs there; None where that is not known.
+        folder: that it was loaded from.
     """
 
     tokenizer: Tokenizer
-    counts: Mapping[str, int] | None = None
+    folder: RunFolder
+
+    @cached_property
+    def counts(self) -> Mapping[str, int] | None:
+        """Word → how often it occurs in the training text; None where that is not known."""
+        return read_counts(self.folder, self.tokenizer)
+
+    @cached_property
+    def adaptation(self) -> Adaptation:
+        """How its weights move in dynamic evaluation.
+
+        Raises:
+            UserError: neither statistics of its gradients nor its training text are there.
+        """
+        return adaptation(self.folder, self)
 
     def forward(self, ids_TB: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """ln p of every type after each of the ids [T, B]: [T, B, V], and the states after them.
@@ -47,6 +64,7 @@ class TrainedModel(LanguageModel):
         items: Sequence[str] | None = None,
         edge: str = "right",
         top: int = 0,
+        adapt: bool = False,
     ) -> Scores:
         """What each word costs.
 
@@ -57,6 +75,8 @@ class TrainedModel(LanguageModel):
             items: of each line.
             edge: where a word in pieces ends, see `inference.score.score_lines`.
             top: how many of the likeliest words are listed beside each.
+            adapt: the weights learn from each window after it has been scored (dynamic evaluation,
+                at temperature 1), over all lines; the trained ones are back at the end.
 
         Raises:
             UserError: no text, or a value that cannot be.
@@ -71,9 +91,22 @@ class TrainedModel(LanguageModel):
         named = [Line(*pair) for pair in zip(lines, items or [""] * len(lines), strict=True)]
         scores = Scores([])
         scores.words += scores.totals.watch(
-            score_lines(self, self.tokenizer, named, unit, edge, top, self.counts)
+            self.words(named, unit, edge=edge, top=top, adapt=adapt)
         )
         return scores
+
+    def words(
+        self,
+        lines: Iterable[Line],
+        unit: str = "line",
+        *,
+        edge: str = "right",
+        top: int = 0,
+        adapt: bool = False,
+    ) -> Iterator[Word]:
+        """As `score`, as a stream of words out of one of lines."""
+        moving = self.adaptation if adapt else None
+        return score_lines(self, self.tokenizer, lines, unit, edge, top, self.counts, moving)
 
     def generate(
         self,
@@ -187,9 +220,7 @@ def load_model(source: str | Path, device: str = "auto") -> TrainedModel:
     model.__class__ = TrainedModel  # which adds methods, and no state of its own
     assert isinstance(model, TrainedModel)
     model.tokenizer = saved_tokenizer(folder)
-    counts = read_json(folder.counts).get("counts")
-    if counts is not None:
-        model.counts = dict(zip(model.tokenizer.vocabulary, counts, strict=True))
+    model.folder = folder
     return model
 
 

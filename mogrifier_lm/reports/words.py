@@ -1,9 +1,7 @@
 """What lies under a perplexity: the cost of words by training count, by place, and one by one."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +42,8 @@ def per_word(tokenizer: Tokenizer, ids: np.ndarray, nats: np.ndarray) -> np.ndar
     return np.add.reduceat(nats, np.flatnonzero(tokenizer.starts[ids]))
 
 
-def training_counts(tokenizer: Tokenizer, ids: np.ndarray) -> Counter[str]:
-    """How often each word occurs, <eos> among them; a million words at a time."""
-    starts = np.flatnonzero(tokenizer.starts[ids])
-    counts: Counter[str] = Counter()
-    for start, stop in pairwise([*starts[:: 1 << 20], len(ids)]):
-        counts.update(tokenizer.decode_words(ids[start:stop]))
-    return counts
-
-
 def word_nats(
-    tokenizer: Tokenizer, ids: np.ndarray, nats: np.ndarray, counts: Counter[str]
+    tokenizer: Tokenizer, ids: np.ndarray, nats: np.ndarray, counts: Mapping[str, int]
 ) -> WordNats:
     """The words of a text that begins at the start of a line.
 
@@ -62,7 +51,7 @@ def word_nats(
         tokenizer: of the ids.
         ids: [N] tokens.
         nats: [N] -ln p of each.
-        counts: what `training_counts` returned.
+        counts: of words in the training text.
     """
     words = tokenizer.decode_words(ids)
     ends = np.array([word == EOS for word in words])
@@ -71,7 +60,7 @@ def word_nats(
         words=words,
         nats=per_word(tokenizer, ids, nats),
         places=np.arange(len(words)) - line_starts[np.cumsum(ends) - ends] + 1,
-        counts=np.array([counts[word] for word in words]),
+        counts=np.array([counts.get(word, 0) for word in words]),
     )
 
 

@@ -51,7 +51,8 @@ class RunFolder:
         previous: the one before, for where the last is damaged.
         curves: a plot of the metrics.
         log: what the run says, and tracebacks.
-        counts: of each type in the training text, in an exported folder.
+        counts: of each word in the training text, in an exported folder.
+        statistics: of gradients on the training text, in an exported folder.
         wandb: W&B's id of the run.
     """
 
@@ -70,6 +71,7 @@ class RunFolder:
         self.curves = self.path / "curves.png"
         self.log = self.path / "train.log"
         self.counts = self.path / "counts.json"
+        self.statistics = self.path / "statistics.safetensors"
         self.wandb = self.path / "wandb.json"
 
     def __str__(self) -> str:

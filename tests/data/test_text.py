@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mogrifier_lm.data import Corpus, load_corpus, read_lines
+from mogrifier_lm.data import Corpus, load_corpus
 from mogrifier_lm.data.text import CHUNK, Reader
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.inference.lines import read_lines
 from mogrifier_lm.options import DataConfig, TokenizerConfig
 
 PLAIN = {"train": "the cat sat\n\na café here\nthe end\n", "valid": "a cat\n", "test": "the\n"}

@@ -14,11 +14,13 @@ from mogrifier_lm.data.subwords import SentencePieceTokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import static_nats
 from mogrifier_lm.inference.gates import gates
-from mogrifier_lm.inference.score import Line, Totals, read_tsv, score_lines, write_tsv
+from mogrifier_lm.inference.lines import Line, read_tsv
+from mogrifier_lm.inference.score import Totals, score_lines, write_tsv
 from mogrifier_lm.inference.trained import TrainedModel
 from mogrifier_lm.kernels.recurrence.reference import mogrify
 from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.runs.build import build_model
+from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import ROOT
 
 RUN = ROOT / "tests/fixtures/v0/run"
@@ -38,7 +40,7 @@ def subwords() -> TrainedModel:
     model.__class__ = TrainedModel
     with torch.no_grad():
         model.output_bias.normal_()
-    model.tokenizer = tokenizer
+    model.tokenizer, model.folder = tokenizer, RunFolder("nowhere")
     return model.eval()
 
 

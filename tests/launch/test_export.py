@@ -29,7 +29,7 @@ def test_an_exported_model_is_the_model(folder: Path, dtype: str, error: float) 
     }
     assert files == {
         "README.md", "checkpoints/best/model.safetensors", "config.yaml", "counts.json",
-        "tokenizer.json",
+        "statistics.safetensors", "tokenizer.json",
     }  # fmt: skip
     shutil.move("out", folder.parent / "away")
     model, given = load_model("run"), load_model(folder.parent / "away")

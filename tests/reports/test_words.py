@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from mogrifier_lm.data import SentencePieceTokenizer, WordTokenizer
+from mogrifier_lm.inference.counts import training_counts
 from mogrifier_lm.reports.words import (
     COUNT_BANDS,
     WordNats,
     bands,
     per_word,
     plot_words,
-    training_counts,
     word_nats,
     words_table,
 )

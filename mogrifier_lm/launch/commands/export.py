@@ -4,11 +4,12 @@
     python scripts/export.py run=RUN_DIR to=FOLDER dtype=bf16       # half the size
     python scripts/export.py run=RUN_DIR to=FOLDER hub=OWNER/NAME   # and uploaded (huggingface_hub)
 
-The folder is laid out as a run's. For the counts the training text has to be found (data=FOLDER, if
-it has moved); whether weights trained on it may be passed on is for you to know.
+The folder is laid out as a run's. For the counts, and for the statistics of gradients with which
+score.py adapt=true works, the training text has to be found (data=FOLDER, if it has moved); whether
+weights trained on it may be passed on is for you to know. The statistics are as large as the
+weights in fp32, and a byte a weight beside bf16; adapt=false leaves them out.
 """
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,15 +20,18 @@ from mogrifier_lm.launch.cli import script
 DTYPES = ("fp32", "bf16")
 
 
-def main(*, run: str, to: str, dtype: str = "fp32", data: str = "", hub: str = "") -> None:
+def main(
+    *, run: str, to: str, dtype: str = "fp32", adapt: bool = True, data: str = "", hub: str = ""
+) -> None:
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
-    import numpy as np
     import torch
 
     from mogrifier_lm.config import load_config, save_config
     from mogrifier_lm.evaluators import EvaluatorsConfig
     from mogrifier_lm.files import read_json
+    from mogrifier_lm.inference.adapt import adaptation
+    from mogrifier_lm.inference.counts import training_counts, write_counts
     from mogrifier_lm.reports.card import card
     from mogrifier_lm.runs.build import saved_corpus, saved_model, saved_tokenizer
     from mogrifier_lm.runs.folder import RunFolder
@@ -52,8 +56,10 @@ def main(*, run: str, to: str, dtype: str = "fp32", data: str = "", hub: str = "
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     tensors = {name: tensor.to(kind) for name, tensor in model.state_dict().items()}
     checkpoint.save(target.best, tensors, {})
-    counts = np.bincount(corpus.splits["train"].ids, minlength=len(corpus.tokenizer))
-    target.counts.write_text(json.dumps({"counts": counts.tolist()}), encoding="utf-8")
+    counts = training_counts(corpus.tokenizer, corpus.splits["train"].ids)
+    write_counts(target, corpus.tokenizer, counts)
+    if adapt:
+        adaptation(source, model, corpus).save(target, exact=dtype == "fp32")
     (target.path / "README.md").write_text(page, encoding="utf-8")
     size = sum(file.stat().st_size for file in target.path.rglob("*") if file.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")

@@ -18,7 +18,6 @@ from typing import Any, TextIO
 
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
-from mogrifier_lm.launch.commands.score import opened
 from mogrifier_lm.reports.table import markdown_table
 
 
@@ -46,6 +45,8 @@ class Scored:
 
 
 def main(*, run: str, pairs: str, save: str = "", device: str = "auto") -> None:
+    from mogrifier_lm.inference.lines import opened
+
     with opened(pairs, "rt") as file:
         read = list(read_pairs(file, pairs))
     if not read:
@@ -88,10 +89,13 @@ def read_pairs(file: TextIO, path: str) -> Iterator[Pair]:
 
 def score_pairs(model: Any, pairs: Iterable[Pair]) -> Iterator[Scored]:
     """Each pair with the nats of its sentences; `model` is what `load_model` returns."""
+    from mogrifier_lm.inference.lines import Line
+    from mogrifier_lm.inference.score import score_lines
+
     pairs = list(pairs)
     sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
     nats, unknown, words = ([0.0] * len(sentences) for _ in range(3))
-    for word in model.score(sentences):
+    for word in score_lines(model, model.tokenizer, map(Line, sentences)):
         i = word.sentence - 1
         nats[i] += word.nats
         unknown[i] += word.unk

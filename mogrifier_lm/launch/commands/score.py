@@ -15,6 +15,8 @@ distribution that predicts it. pandas: read_csv(FILE, sep="\\t", keep_default_na
                   unit=item over lines in a row with the same item
     column=NAME   the text is this column of a tab-separated table; item=NAME is that of the items
     edge=right    where a word in pieces ends; edge=left is the bare sum over its pieces
+    adapt=true    the weights learn from each window after it has been scored (dynamic evaluation),
+                  over the whole text, whatever its unit
     top=0         so many of the likeliest words in a last column
     device=auto   a GPU where there is one
 
@@ -23,23 +25,14 @@ one, in RUN_DIR/words_SPLIT.md and .png; save=FILE keeps each word, min_count=10
 must occur to be listed by itself.
 """
 
-import gzip
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.cli import script
 from mogrifier_lm.terminal import plain
-
-if TYPE_CHECKING:
-    from mogrifier_lm.data import Tokenizer
-    from mogrifier_lm.inference.score import Line
 
 
 def main(
@@ -51,6 +44,7 @@ def main(
     item: str = "",
     unit: str = "",
     edge: str = "right",
+    adapt: bool = False,
     top: int = 0,
     to: str = "-",
     page: str = "",
@@ -69,25 +63,18 @@ def main(
         raise UserError("item=NAME is a column of a table: give column=NAME for its text")
     if page:
         runs = [run, other] if other else [run]
-        return _page(page, runs, text, column, unit or "line", edge, device)
+        return _page(page, runs, text, column, unit or "line", edge, adapt, device)
     if other:
         raise UserError("other=RUN_DIR stands beside run on a page: give page=FILE.html")
     from mogrifier_lm import load_model
-    from mogrifier_lm.inference.score import Totals, score_lines, write_tsv
+    from mogrifier_lm.inference.lines import lines_of, opened
+    from mogrifier_lm.inference.score import Totals, write_tsv
 
     model, totals = load_model(run, device), Totals()
     unit = unit or ("item" if item else "line")
+    lines = lines_of(text, model.tokenizer, column, item)
     with opened(to, "wt") as target:
-        rows = score_lines(
-            model,
-            model.tokenizer,
-            _lines(text, model.tokenizer, column, item),
-            unit,
-            edge,
-            top,
-            model.counts,
-        )
-        words = totals.watch(rows)
+        words = totals.watch(model.words(lines, unit, edge=edge, top=top, adapt=adapt))
         if to.removesuffix(".gz").endswith(".jsonl"):
             for word in words:
                 target.write(json.dumps(word.to_dict(), ensure_ascii=False) + "\n")
@@ -95,54 +82,34 @@ def main(
             write_tsv(words, target, guesses=top > 0)
     if not totals.words:
         raise UserError(f"{text} is empty")
-    print(f"unit={unit}: {totals}", file=sys.stderr)
+    said = f", adapt=true ({model.adaptation})" if adapt else ""
+    print(f"unit={unit}{said}: {totals}", file=sys.stderr)
 
 
 def _page(
-    page: str, runs: list[str], text: str, column: str, unit: str, edge: str, device: str
+    page: str,
+    runs: list[str],
+    text: str,
+    column: str,
+    unit: str,
+    edge: str,
+    adapt: bool,
+    device: str,
 ) -> None:
     """A text with its surprisal as colour, under one model or two."""
     from mogrifier_lm import load_model
+    from mogrifier_lm.inference.lines import lines_of
     from mogrifier_lm.reports.surprisal import surprisal_page
 
     if len(set(runs)) < len(runs):
         raise UserError("other=RUN_DIR is the run itself")
     models = {r: load_model(r, device) for r in runs}
-    lines = [line.text for line in _lines(text, models[runs[0]].tokenizer, column, "")]
-    scored = {r: model.score(lines, unit, edge=edge, top=5) for r, model in models.items()}
+    lines = [line.text for line in lines_of(text, models[runs[0]].tokenizer, column)]
+    scored = {
+        r: model.score(lines, unit, edge=edge, top=5, adapt=adapt) for r, model in models.items()
+    }
     Path(page).write_text(surprisal_page(scored), encoding="utf-8")
     print(page)
-
-
-@contextmanager
-def opened(path: str, mode: str) -> Iterator[TextIO]:
-    """A text file, packed where its name ends in .gz; - is stdin or stdout."""
-    if path == "-":
-        yield sys.stdin if mode == "rt" else sys.stdout
-        return
-    opener: Any = gzip.open if path.endswith(".gz") else open
-    newline = None if mode == "rt" else "\n"  # every end of a line that is read is one
-    with opener(path, mode, encoding="utf-8", newline=newline) as file:
-        yield cast(TextIO, file)
-
-
-def _lines(path: str, tokenizer: "Tokenizer", column: str, item: str) -> "Iterator[Line]":
-    from mogrifier_lm.data import read_lines
-    from mogrifier_lm.data.source import Part
-    from mogrifier_lm.inference.score import Line, read_tsv
-
-    if column:
-        try:
-            with opened(path, "rt") as source:
-                yield from read_tsv((row.rstrip("\n") for row in source), column, item, path)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
-        return
-    if path == "-":  # what is there, when it is there
-        chunks = iter(lambda: cast(BufferedReader, sys.stdin.buffer).read1(1 << 16), b"")
-    else:
-        chunks = Part(Path(path)).chunks()
-    yield from map(Line, read_lines(chunks, path, tokenizer))
 
 
 def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> None:
@@ -150,7 +117,8 @@ def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> N
     from mogrifier_lm import load_model
     from mogrifier_lm.data import SPLITS
     from mogrifier_lm.evaluators import static_nats
-    from mogrifier_lm.reports.words import plot_words, training_counts, word_nats, words_table
+    from mogrifier_lm.inference.counts import training_counts
+    from mogrifier_lm.reports.words import plot_words, word_nats, words_table
     from mogrifier_lm.runs.build import saved_corpus
     from mogrifier_lm.runs.folder import RunFolder, check_inside
 
