@@ -39,6 +39,7 @@ class Interval:
 
 # The ends of the first two only bound arithmetic: memory says no much earlier, see `runs.build`.
 SIZE, COUNT = Interval(1, 10**7), Interval(1, 10**12)
+PARTS = Interval(1, 1000)  # of what multiplies a step's work: with more it would take minutes
 RATE, SEED = Interval(0, below=1), Interval(0, below=2**32)
 SHARE, FACTOR = Interval(above=0, most=1), Interval(0, 1e3)
 TEMPERATURE = Interval(1e-3, 1e3)
@@ -139,7 +140,7 @@ class ModelConfig:
     rounds: int = option(
         5,
         "rounds of mogrification before each step; 0 is the plain cell",
-        Interval(0, COUNT.most),
+        Interval(0, PARTS.most),
         MOGRIFIER,
     )
     rank: int | None = option(
@@ -157,7 +158,7 @@ class ModelConfig:
     cap_input_gate: bool = option(
         True, "input gate at most 1 - f, as in the published results", paper=LAMB
     )
-    num_layers: int = option(2, "stacked recurrent layers", COUNT)
+    num_layers: int = option(2, "stacked recurrent layers", PARTS)
     hidden_size: int | None = option(None, "features of h; default 200 without num_params", SIZE)
     top_hidden_size: int | None = option(
         None,
@@ -196,7 +197,7 @@ class ModelConfig:
         "arXiv 1609.04309, 1809.10853",
     )
     mixture: int = option(
-        1, "softmaxes that are mixed (MoS); 1 is the plain softmax", COUNT, "arXiv 1711.03953"
+        1, "softmaxes that are mixed (MoS); 1 is the plain softmax", PARTS, "arXiv 1711.03953"
     )
     init: str = option(
         "uniform",
@@ -240,7 +241,7 @@ class RegularizationConfig:
     samples: int = option(
         1,
         "dropout samples per target, of whose probabilities the mean is trained (arXiv 2211.01848)",
-        SIZE,
+        PARTS,
         REWIRED,
     )
     l2: float = option(

@@ -124,7 +124,8 @@ def test_every_number_has_a_range_and_both_ends_are_held(key: str) -> None:
 @pytest.mark.parametrize(
     "override",
     ["trainer.lr_drop=1.5", "trainer.lr_on_divergence=7", "optimizer.averaging_start=2",
-     "evaluators.dynamic.decay=[1e-3,60]", "optimizer.weight_decay=1e30", "model.rank=30000000"],
+     "evaluators.dynamic.decay=[1e-3,60]", "optimizer.weight_decay=1e30", "model.rank=30000000",
+     "model.rounds=70000", "model.num_layers=3000000", "model.mixture=5000"],
 )  # fmt: skip
 def test_a_number_that_means_nothing_is_refused(override: str) -> None:
     with pytest.raises(UserError, match=r"it must be at most [\d.]+$"):
