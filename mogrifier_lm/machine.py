@@ -1,7 +1,6 @@
 """The machine that a process runs on."""
 
 import os
-import platform
 from pathlib import Path
 
 
@@ -21,8 +20,3 @@ def cpu_info(*fields: str) -> str | None:
     except OSError:  # another system
         return None
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(fields)), None)
-
-
-def cpu_model() -> str | None:
-    """The processor's name; None where the system does not say."""
-    return cpu_info("model name") or platform.processor() or None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mogrifier_lm.config import Config
 from mogrifier_lm.files import read_json, write_json
+from mogrifier_lm.launch import provenance
 from mogrifier_lm.reports.table import final_table, objective
 from mogrifier_lm.runs.folder import RunFolder, sweep_name
 from mogrifier_lm.terminal import shown
@@ -40,7 +41,7 @@ def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> 
             opened.append(stack.enter_context(tracker))
             return tracker.log
 
-        summary = run(config, folder, open_tracker)
+        summary = run(config, folder, open_tracker, provenance.collect)
         (tracker,) = opened
         curves = plot_curves(folder)
         tracker.summary(summary)

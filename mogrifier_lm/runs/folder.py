@@ -41,7 +41,7 @@ class RunFolder:
         path: of the folder.
         config: the resolved config; with it the run has begun.
         overrides: key → value of the command line: what tells the run from others of its sweep.
-        provenance: code, versions, machine, data; see `runs.provenance`.
+        provenance: code, versions, machine, kernels, data.
         tokenizer: of its text; sentencepiece's own model lies beside it.
         metrics: one object a line for each event of training.
         summary: how it ended, and its scores.

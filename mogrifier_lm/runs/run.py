@@ -13,7 +13,6 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import static_score
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.model import LanguageModel
-from mogrifier_lm.runs import provenance
 from mogrifier_lm.runs.build import (
     build_corpus,
     build_model,
@@ -37,10 +36,14 @@ log = logging.getLogger(__name__)
 
 
 OpenTracker = Callable[[Mapping[str, Any]], Track]
+Describe = Callable[[], Mapping[str, Any]]
 
 
 def run(
-    config: Config, folder: RunFolder, open_tracker: OpenTracker | None = None
+    config: Config,
+    folder: RunFolder,
+    open_tracker: OpenTracker | None = None,
+    describe: Describe = dict,
 ) -> dict[str, Any]:
     """Train, score, and leave the files of a run; started by torchrun, one of its processes.
 
@@ -49,6 +52,7 @@ def run(
         folder: made by the caller, the config in it; the other files are written there.
         open_tracker: called once the model stands, with the config and the size that it took;
             gives what is called with each row of metrics.jsonl. Only in the first process.
+        describe: what provenance.json says of the process beside its device, kernels and data.
 
     Returns:
         What summary.json holds; {} in a process beside the first.
@@ -81,7 +85,7 @@ def run(
     if config.trainer.init_from and not resuming:
         start_from(model, RunFolder(config.trainer.init_from), corpus.tokenizer)
     if processes.is_first:
-        _begin(folder, corpus, model, resuming, processes.size)
+        _begin(folder, corpus, model, resuming, processes.size, describe)
     if resuming:
         trainer.load()
         log.info("going on after step %d", trainer.progress.step)
@@ -186,23 +190,31 @@ def _keep_scores(earlier: dict[str, Any], summary: dict[str, Any]) -> None:
 
 
 def _begin(
-    folder: RunFolder, corpus: Corpus, model: LanguageModel, resuming: bool, processes: int
+    folder: RunFolder,
+    corpus: Corpus,
+    model: LanguageModel,
+    resuming: bool,
+    processes: int,
+    describe: Describe,
 ) -> None:
     """Write what a run leaves before it is trained: its tokenizer and where it comes from."""
     if not resuming:
         folder.metrics.unlink(missing_ok=True)  # of a run cut before a checkpoint
         corpus.tokenizer.save(folder.tokenizer)
-    facts = provenance.collect(
-        device=str(model.output_bias.device),
-        backend=model.backend,
-        output_backend=model.output_backend,
-        data={
+    device = model.output_bias.device
+    facts = {
+        **describe(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "backend": model.backend,
+        "output_backend": model.output_backend,
+        "data": {
             "name": corpus.name,
             "sha256": {name: split.sha256 for name, split in corpus.splits.items()},
             "tokens": {name: len(split.ids) for name, split in corpus.splits.items()},
         },
-    )
-    facts["processes"] = processes
+        "processes": processes,
+    }
     if resuming:
         facts["before"] = read_json(folder.provenance)
     write_json(folder.provenance, facts)

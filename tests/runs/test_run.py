@@ -56,6 +56,8 @@ def test_a_run_leaves_the_documented_files(small: list[str], tmp_path: Path) -> 
         assert score["ppl"] == pytest.approx(2.718281828459045 ** (score["nats"] / score["words"]))
     provenance = json.loads((run_dir / "provenance.json").read_text())
     assert set(provenance["data"]["sha256"]) == {"train", "valid", "test"}
+    assert (provenance["device"], provenance["device_name"]) == ("cpu", None)
+    assert {"command", "git", "versions", "cpu", "backend", "output_backend"} <= set(provenance)
     assert load_model(run_dir).num_params() == summary["params"]
     assert f"{summary['test']['static']['ppl']:.2f}" in done.stdout + done.stderr
 

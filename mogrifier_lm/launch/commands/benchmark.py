@@ -37,7 +37,7 @@ from typing import Any
 
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
-from mogrifier_lm.machine import cpu_model
+from mogrifier_lm.launch.provenance import cpu_model
 
 PARTS = ("recurrence", "step", "recipes", "evaluate", "memory")
 

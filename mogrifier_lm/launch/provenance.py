@@ -1,16 +1,15 @@
-"""Where a run comes from: code, versions, machine, command. What provenance.json holds."""
+"""Where a run comes from: code, versions, machine, command. The head of provenance.json."""
 
 import datetime
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mogrifier_lm.machine import cpu_model
+from mogrifier_lm.machine import cpu_info
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "datasets", "wandb", "sentencepiece",
             "safetensors")  # fmt: skip
@@ -18,21 +17,12 @@ MAX_DIFF = 2**20
 """Bytes of `git diff HEAD` that are kept."""
 
 
-def collect(
-    *,
-    device: str,
-    backend: str,
-    output_backend: str,
-    data: Mapping[str, Any],
-    repo: Path | None = None,
-) -> dict[str, Any]:
-    """Describe this run in values that json can write. Takes less than half a second.
+def collect(repo: Path | None = None) -> dict[str, Any]:
+    """Describe this process in values that json can write. Takes less than half a second.
+
+    What a run computes on, and with which kernels and data, it says itself.
 
     Args:
-        device: what the run computes on, such as "cpu" or "cuda:0".
-        backend: of the recurrence, as chosen.
-        output_backend: of the output layer, as chosen.
-        data: hashes of the data, kept as they are.
         repo: a folder inside the checkout of the code; default: the one this package lies in.
 
     Returns:
@@ -53,12 +43,12 @@ def collect(
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
-        "device": device,
-        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
-        "backend": backend,
-        "output_backend": output_backend,
-        "data": dict(data),
     }
+
+
+def cpu_model() -> str | None:
+    """The processor's name; None where the system does not say."""
+    return cpu_info("model name") or platform.processor() or None
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
