@@ -6,7 +6,7 @@ OmegaConf.
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -212,47 +212,6 @@ def _check_tokenizer(config: Config) -> None:
         raise UserError("data.shares needs three numbers, of train, valid and test")
 
 
-# Keys that do something only where the condition holds.
-EFFECTS: dict[str, Callable[[Config], bool]] = {
-    "model.cap_input_gate": lambda c: c.model.cell != "rlstm",  # always capped
-    **{
-        f"model.{key}": lambda c: c.model.rounds > 0
-        for key in ("rank", "share_rounds", "zigzag", "round_bias")
-    },
-    "model.embedding_ratio": lambda c: c.model.embedding_size is None,
-    "regularization.inter_layer_dropout": lambda c: c.model.num_layers > 1,
-    "optimizer.averaging_patience": lambda c: c.optimizer.averaging not in ("none", "ema"),
-    "optimizer.averaging_start": lambda c: c.optimizer.averaging == "tail",
-    "optimizer.averaging_decay": lambda c: c.optimizer.averaging == "ema",
-    **{
-        f"optimizer.{key}": lambda c: c.optimizer.name != "sgd" for key in ("beta1", "beta2", "eps")
-    },
-    "trainer.lr_patience": lambda c: c.trainer.lr_drop != 1,
-    "data.seed": lambda c: c.data.name == "synthetic",
-}
-
-
-def without_effect(config: Config, overrides: Sequence[str]) -> list[str]:
-    """The keys among overrides that do nothing beside the other settings."""
-    keys = [override.partition("=")[0] for override in overrides]
-    return [key for key in keys if key in EFFECTS and not EFFECTS[key](config)]
-
-
-# What may change when a run goes on: limits, what is scored, where it is shown; not what it is.
-RESUMABLE = (
-    "resume=",
-    "data.dir=",
-    "data.hub",
-    "data.cache_dir=",
-    "debug=",
-    "evaluators",
-    "tracker",
-    "trainer.max_",
-    "trainer.early_stop=",
-    "trainer.checkpoint_minutes=",
-)
-
-
 VERSION = 1  # of the meaning of a saved config
 
 
@@ -263,35 +222,6 @@ def load_config(path: Path) -> Config:
         UserError: no such file, or one that does not fit this version.
     """
     return portable(validate(_saved(path)))
-
-
-def resume_config(
-    node: DictConfig,
-    path: Path,
-    overrides: Sequence[str],
-    changeable: Sequence[str] = RESUMABLE,
-) -> Config:
-    """The saved config of a run, with what this command line changes.
-
-    Args:
-        node: the config composed from the command line.
-        path: where the run has saved its own.
-        overrides: of the command line.
-        changeable: what overrides may begin with.
-
-    Raises:
-        UserError: an override of something that makes the run what it is.
-    """
-    saved = OmegaConf.structured(load_config(path))
-    for override in overrides:
-        if not override.startswith(tuple(changeable)):
-            allowed = ", ".join(key.rstrip("=_") for key in changeable)
-            raise UserError(
-                f"{override} is not what {path.parent} was begun with; what may change is {allowed}"
-            )
-        key = override.partition("=")[0]
-        OmegaConf.update(saved, key, OmegaConf.select(node, key), merge=False)
-    return validate(saved)
 
 
 def portable(config: Config) -> Config:

@@ -15,14 +15,13 @@ from omegaconf import OmegaConf
 from mogrifier_lm.config import (
     Config,
     load_config,
-    resume_config,
     save_config,
     schema_of,
     validate,
-    without_effect,
 )
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import EvaluatorsConfig
+from mogrifier_lm.launch.overrides import resume_config, without_effect
 from mogrifier_lm.options import Counts, ModelConfig
 from tests.conftest import ROOT, compose_config
 

@@ -21,7 +21,8 @@ import hydra
 from mogrifier_lm.config import CONFIG_DIR
 from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.explain import EXPECTED, explain, is_of_composing, of_launcher
-from mogrifier_lm.launch.job import as_meant, check_command, train_job
+from mogrifier_lm.launch.job import check_command, train_job
+from mogrifier_lm.launch.overrides import as_meant
 from mogrifier_lm.terminal import plain
 from mogrifier_lm.training import parallel
 

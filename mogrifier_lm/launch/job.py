@@ -7,7 +7,6 @@ import functools
 import logging
 import math
 import os
-import re
 import sys
 import time
 import traceback
@@ -32,14 +31,13 @@ from mogrifier_lm.config import (
     load_config,
     portable,
     read_yaml,
-    resume_config,
     save_config,
     validate,
-    without_effect,
 )
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.launch.explain import explain
+from mogrifier_lm.launch.overrides import as_meant, as_values, quoted, resume_config, without_effect
 from mogrifier_lm.launch.signals import Interrupted, end_by, endable
 from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.reports.folders import Run
@@ -88,45 +86,6 @@ def _claim(resume: str | None) -> str:
             candidate = base.with_name(f"{base.name}_{n}")
         except OSError as error:
             raise UserError(f"{candidate} cannot be made: {error.strerror}") from error
-
-
-def as_values(overrides: Sequence[str]) -> dict[str, str]:
-    """key → value of overrides such as model.rounds=2."""
-    return dict(override.partition("=")[::2] for override in overrides)
-
-
-def quoted(text: str) -> str:
-    """A text as a value in Hydra's grammar."""
-    if re.fullmatch(r"[\w./:@-]+", text, re.ASCII):
-        return text
-    # A backslash is one except before a quote.
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), text) + "'"
-
-
-# Keys whose value is one path, which is meant as it is typed.
-PATHS = (
-    "data.dir",
-    "data.cache_dir",
-    "tokenizer.vocabulary",
-    "trainer.init_from",
-    "resume",
-    "hydra.run.dir",
-    "hydra.sweep.dir",
-)
-
-
-def as_meant(override: str, several: bool = False) -> str:
-    """An override whose value is a path, in Hydra's grammar, where ~, =, #, ( and [ mean much else.
-
-    Args:
-        override: as it was typed; one in quotes, or with an interpolation, is in the grammar.
-        several: values with commas are those of a sweep.
-    """
-    key, _, value = override.partition("=")
-    given = value in ("", "null") or "${" in value or value[0] in "'\""
-    if key.lstrip("+") not in PATHS or given or (several and "," in value):
-        return override
-    return f"{key}={quoted(os.path.expanduser(value))}"
 
 
 def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ import pytest
 
 from mogrifier_lm.config import validate
 from mogrifier_lm.launch.explain import EXPECTED, explain
-from mogrifier_lm.launch.job import PATHS, as_meant, compose
+from mogrifier_lm.launch.job import compose
+from mogrifier_lm.launch.overrides import PATHS, as_meant
 from tests.conftest import ROOT
 
 NAMES = [

@@ -20,7 +20,8 @@ from mogrifier_lm.config import validate
 from mogrifier_lm.files import write_json
 from mogrifier_lm.kernels.recurrence import resolve
 from mogrifier_lm.launch import cli
-from mogrifier_lm.launch.job import as_values, run_in
+from mogrifier_lm.launch.job import run_in
+from mogrifier_lm.launch.overrides import as_values
 from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.runs.build import build_model
 from mogrifier_lm.runs.folder import RunFolder

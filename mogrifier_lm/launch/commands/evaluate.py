@@ -17,10 +17,11 @@ from functools import partial
 
 import yaml
 
-from mogrifier_lm.config import Config, resume_config
+from mogrifier_lm.config import Config
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
 from mogrifier_lm.launch.job import compose
+from mogrifier_lm.launch.overrides import resume_config
 from mogrifier_lm.reports.table import score_table
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.terminal import plain

@@ -1,0 +1,120 @@
+"""What KEY=VALUE means: in Hydra's grammar, beside other settings, and to a run that goes on."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mogrifier_lm.config import Config, load_config, validate
+from mogrifier_lm.errors import UserError
+
+
+def as_values(overrides: Sequence[str]) -> dict[str, str]:
+    """key → value of overrides such as model.rounds=2."""
+    return dict(override.partition("=")[::2] for override in overrides)
+
+
+def quoted(text: str) -> str:
+    """A text as a value in Hydra's grammar."""
+    if re.fullmatch(r"[\w./:@-]+", text, re.ASCII):
+        return text
+    # A backslash is one except before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), text) + "'"
+
+
+# Keys whose value is one path, which is meant as it is typed.
+PATHS = (
+    "data.dir",
+    "data.cache_dir",
+    "tokenizer.vocabulary",
+    "trainer.init_from",
+    "resume",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+)
+
+
+def as_meant(override: str, several: bool = False) -> str:
+    """An override whose value is a path, in Hydra's grammar, where ~, =, #, ( and [ mean much else.
+
+    Args:
+        override: as it was typed; one in quotes, or with an interpolation, is in the grammar.
+        several: values with commas are those of a sweep.
+    """
+    key, _, value = override.partition("=")
+    given = value in ("", "null") or "${" in value or value[0] in "'\""
+    if key.lstrip("+") not in PATHS or given or (several and "," in value):
+        return override
+    return f"{key}={quoted(os.path.expanduser(value))}"
+
+
+# Keys that do something only where the condition holds.
+EFFECTS: dict[str, Callable[[Config], bool]] = {
+    "model.cap_input_gate": lambda c: c.model.cell != "rlstm",  # always capped
+    **{
+        f"model.{key}": lambda c: c.model.rounds > 0
+        for key in ("rank", "share_rounds", "zigzag", "round_bias")
+    },
+    "model.embedding_ratio": lambda c: c.model.embedding_size is None,
+    "regularization.inter_layer_dropout": lambda c: c.model.num_layers > 1,
+    "optimizer.averaging_patience": lambda c: c.optimizer.averaging not in ("none", "ema"),
+    "optimizer.averaging_start": lambda c: c.optimizer.averaging == "tail",
+    "optimizer.averaging_decay": lambda c: c.optimizer.averaging == "ema",
+    **{
+        f"optimizer.{key}": lambda c: c.optimizer.name != "sgd" for key in ("beta1", "beta2", "eps")
+    },
+    "trainer.lr_patience": lambda c: c.trainer.lr_drop != 1,
+    "data.seed": lambda c: c.data.name == "synthetic",
+}
+
+
+def without_effect(config: Config, overrides: Sequence[str]) -> list[str]:
+    """The keys among overrides that do nothing beside the other settings."""
+    keys = [override.partition("=")[0] for override in overrides]
+    return [key for key in keys if key in EFFECTS and not EFFECTS[key](config)]
+
+
+# What may change when a run goes on: limits, what is scored, where it is shown; not what it is.
+RESUMABLE = (
+    "resume=",
+    "data.dir=",
+    "data.hub",
+    "data.cache_dir=",
+    "debug=",
+    "evaluators",
+    "tracker",
+    "trainer.max_",
+    "trainer.early_stop=",
+    "trainer.checkpoint_minutes=",
+)
+
+
+def resume_config(
+    node: DictConfig,
+    path: Path,
+    overrides: Sequence[str],
+    changeable: Sequence[str] = RESUMABLE,
+) -> Config:
+    """The saved config of a run, with what this command line changes.
+
+    Args:
+        node: the config composed from the command line.
+        path: where the run has saved its own.
+        overrides: of the command line.
+        changeable: what overrides may begin with.
+
+    Raises:
+        UserError: an override of something that makes the run what it is.
+    """
+    saved = OmegaConf.structured(load_config(path))
+    for override in overrides:
+        if not override.startswith(tuple(changeable)):
+            allowed = ", ".join(key.rstrip("=_") for key in changeable)
+            raise UserError(
+                f"{override} is not what {path.parent} was begun with; what may change is {allowed}"
+            )
+        key = override.partition("=")[0]
+        OmegaConf.update(saved, key, OmegaConf.select(node, key), merge=False)
+    return validate(saved)
