@@ -18,17 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from mogrifier_lm.errors import UserError, nearest, one_line
 from mogrifier_lm.evaluators import EvaluatorsConfig
 from mogrifier_lm.files import read_text, write_whole
+from mogrifier_lm.option import SEED, Interval, option
 from mogrifier_lm.options import (
-    SEED,
     DataConfig,
-    Interval,
     ModelConfig,
     OptimizerConfig,
     RegularizationConfig,
     TokenizerConfig,
     TrackerConfig,
     TrainerConfig,
-    option,
 )
 from mogrifier_lm.terminal import plain
 
@@ -187,8 +185,10 @@ def validate(node: DictConfig) -> Config:
                     f"evaluators=[{name}] needs {needed} beside it, and has its settings"
                 )
         evaluator.check(config)
-    if trainer.lr_decay == "linear" and trainer.max_epochs is None and trainer.max_steps is None:
-        raise UserError("trainer.lr_decay=linear needs trainer.max_epochs or trainer.max_steps")
+    if trainer.lr_decay != "none" and trainer.max_epochs is None and trainer.max_steps is None:
+        raise UserError(
+            f"trainer.lr_decay={trainer.lr_decay} needs trainer.max_epochs or trainer.max_steps"
+        )
     return config
 
 

@@ -4,58 +4,25 @@ The yaml files under configs/ hold values only; these dataclasses say which keys
 settings of an evaluator are in its own file; `config.Config` holds all together.
 """
 
-import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+
+from mogrifier_lm.option import (
+    AWD,
+    COUNT,
+    FACTOR,
+    LAMB,
+    MOGRIFIER,
+    PARTS,
+    RATE,
+    REWIRED,
+    SEED,
+    SHARE,
+    SIZE,
+    Interval,
+    option,
+)
 
 LONG_WORD = 20  # characters, on average, from which words are no unit
-
-# Sources.
-AWD, MOGRIFIER, REWIRED = "arXiv 1708.02182", "arXiv 1909.01792", "arXiv 2211.01848"
-LAMB, DYNAMIC, CACHE = "LAMB", "arXiv 1709.07432", "arXiv 1612.04426"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """What a number may be; both ends are always given."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
-
-    def missed(self, value: Any) -> str | None:
-        """What a value is not but must be, "at least 1" say; None inside the interval."""
-        if isinstance(value, float) and not math.isfinite(value):
-            return "a finite number"
-        if value < self.least:
-            return f"at least {self.least}"
-        if value <= self.above:
-            return f"above {self.above}"
-        if value > self.most:
-            return f"at most {self.most}"
-        return f"below {self.below}" if value >= self.below else None
-
-
-# The ends of the first two only bound arithmetic: memory says no much earlier, see `runs.build`.
-SIZE, COUNT = Interval(1, 10**7), Interval(1, 10**12)
-PARTS = Interval(1, 1000)  # of what multiplies a step's work: with more it would take minutes
-RATE, SEED = Interval(0, below=1), Interval(0, below=2**32)
-SHARE, FACTOR = Interval(above=0, most=1), Interval(0, 1e3)
-TEMPERATURE = Interval(1e-3, 1e3)
-
-
-def option(
-    default: Any, doc: str, values: Interval | tuple[str, ...] | None = None, paper: str = ""
-) -> Any:
-    """A dataclass field with its documentation, what it may be, and its source.
-
-    Every number has an interval; that of a list is of its values. Of texts there may be a choice.
-    """
-    metadata = {"doc": doc, "values": values, "paper": paper}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
@@ -303,6 +270,12 @@ class OptimizerConfig:
 @dataclass(kw_only=True)
 class TrainerConfig:
     batch_size: int = option(20, "streams", SIZE)
+    accumulation_steps: int = option(
+        1,
+        "gradient accumulation steps: parts that the streams are split into, computed one after "
+        "the other in so much less memory; batch_size is their total, the results are as unsplit",
+        PARTS,
+    )
     bptt: int = option(35, "window of truncated backpropagation, time steps", SIZE)
     max_epochs: int | None = option(None, "stop after so many passes over the text", COUNT)
     max_steps: int | None = option(None, "stop after so many windows", COUNT)
@@ -340,16 +313,19 @@ class TrainerConfig:
     precision: str = option(
         "fp32", "dtype of the matrix products; weights and state stay fp32", ("fp32", "bf16")
     )
-    device: str = option("cpu", "cpu, cuda or cuda:N")
+    device: str = option("auto", "cpu, cuda or cuda:N; auto: a GPU where there is one")
     threads: int | None = option(None, "CPU threads; null: torch's choice", Interval(1, 1024))
     valid_every: int | None = option(None, "steps between validations; null: each epoch", COUNT)
     valid_batch_size: int = option(
         20, "streams of the validations while training (results are scored by `evaluators`)", SIZE
     )
+    warmup_steps: int = option(0, "steps in which the rate rises to its full", Interval(0, 1e12))
     lr_decay: str = option(
         "none",
-        "linear: the rate falls to 0 at the end that max_steps or max_epochs sets",
-        ("none", "linear"),
+        "linear, or half a cosine: the rate falls to 0 at the end that max_steps or max_epochs "
+        "sets; times the warm-up",
+        ("none", "linear", "cosine"),
+        paper="cosine 1608.03983",
     )
     lr_drop: float = option(
         1.0, "factor on the learning rate when validation has not improved", SHARE
@@ -373,6 +349,8 @@ class TrainerConfig:
         "longest time between checkpoints; one is written at each validation too",
         Interval(0, 1e9),
     )
+    keep_last: int = option(1, "of so many last validations checkpoints stay, to go back to", COUNT)
+    keep_best: int = option(1, "of so many validations, the best, weights stay", COUNT)
 
 
 @dataclass(kw_only=True)

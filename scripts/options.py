@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mogrifier_lm.config import Config
 from mogrifier_lm.launch.job import compose
-from mogrifier_lm.options import Interval
+from mogrifier_lm.option import Interval
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 HEAD = """# Options

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mogrifier_lm.evaluators.task import Evaluation, Evaluator, Settings, Task, Text, tune_tokens
-from mogrifier_lm.options import CACHE, RATE, SIZE, Interval, option
+from mogrifier_lm.option import CACHE, RATE, SIZE, Interval, option
 
 if TYPE_CHECKING:
     from torch import Tensor

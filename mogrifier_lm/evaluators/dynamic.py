@@ -18,7 +18,7 @@ from mogrifier_lm.evaluators.task import (
     by_temperature,
     tune_tokens,
 )
-from mogrifier_lm.options import COUNT, DYNAMIC, LAMB, SIZE, TEMPERATURE, Interval, option
+from mogrifier_lm.option import COUNT, DYNAMIC, LAMB, SIZE, TEMPERATURE, Interval, option
 
 if TYPE_CHECKING:
     from torch import Tensor

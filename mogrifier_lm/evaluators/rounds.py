@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from mogrifier_lm.evaluators.static import Static
 from mogrifier_lm.evaluators.task import Evaluation, Evaluator, Settings, Task, Text
-from mogrifier_lm.options import SIZE, option
+from mogrifier_lm.option import SIZE, option
 
 if TYPE_CHECKING:
     from mogrifier_lm.cells import RecurrentLayer

@@ -16,7 +16,7 @@ from mogrifier_lm.evaluators.task import (
     by_temperature,
     tune_tokens,
 )
-from mogrifier_lm.options import LAMB, SIZE, TEMPERATURE, option
+from mogrifier_lm.option import LAMB, SIZE, TEMPERATURE, option
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from mogrifier_lm.evaluators.score import Score, perplexity
-from mogrifier_lm.options import COUNT, RegularizationConfig, option
+from mogrifier_lm.option import COUNT, option
+from mogrifier_lm.options import RegularizationConfig
 from mogrifier_lm.terminal import progress_bar
 
 if TYPE_CHECKING:

@@ -214,8 +214,6 @@ def load_model(source: str | Path, device: str = "auto") -> TrainedModel:
         UserError: no such model, one that has not been validated yet, or a damaged file.
     """
     folder = RunFolder(source if Path(source).is_dir() else _from_hub(str(source)))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     model = saved_model(folder, check_device(device)).eval()
     model.__class__ = TrainedModel  # which adds methods, and no state of its own
     assert isinstance(model, TrainedModel)

@@ -88,6 +88,7 @@ RESUMABLE = (
     "trainer.max_",
     "trainer.early_stop=",
     "trainer.checkpoint_minutes=",
+    "trainer.keep_",
 )
 
 

@@ -205,7 +205,8 @@ def check_training_memory(config: Config, vocab_size: int, tokens: int, device: 
     # The weights and their gradients, the optimizer's means of these, the average.
     copies = 2 + 2 * (optimizer.name != "sgd") + (optimizer.averaging != "none")
     # For the backward pass each layer keeps its gates and its output, the softmaxes their rows.
-    rows = min(trainer.bptt, tokens) * min(trainer.batch_size, tokens)
+    streams = min(trainer.batch_size, tokens) // trainer.accumulation_steps
+    rows = min(trainer.bptt, tokens) * streams
     kept = 5 * (model.hidden_size or 0) * (model.num_layers - 1) + model.mixture
     activations = 4 * rows * config.regularization.samples * kept
     check_memory(size.bytes(copies) + activations, "training", device)
@@ -265,12 +266,18 @@ def start_from(model: LanguageModel, folder: RunFolder, tokenizer: Tokenizer) ->
     log.info("starting from the best weights of %s", folder)
 
 
+def chosen_device(name: str) -> str:
+    """What "auto" stands for: a GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 def check_device(name: str) -> str:
-    """The device's name, if it can be had.
+    """The device's name, if it can be had; "auto" is a GPU where there is one.
 
     Raises:
         UserError: an unknown device, or one that this machine lacks.
     """
+    name = chosen_device(name)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

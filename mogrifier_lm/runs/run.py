@@ -19,6 +19,7 @@ from mogrifier_lm.runs.build import (
     check_checkpoint,
     check_device,
     check_training_memory,
+    chosen_device,
     saved_corpus,
     start_bias,
     start_from,
@@ -61,12 +62,12 @@ def run(
         UserError: something that the user can mend.
     """
     processes = Processes()
-    if config.trainer.batch_size % processes.size:
+    if config.trainer.batch_size % (processes.size * config.trainer.accumulation_steps):
         raise UserError(
             f"trainer.batch_size is {config.trainer.batch_size}: {processes.size} processes cannot "
-            "share it equally"
+            f"share it equally in {config.trainer.accumulation_steps} trainer.accumulation_steps"
         )
-    device = check_device(processes.device(config.trainer.device))
+    device = check_device(processes.device(chosen_device(config.trainer.device)))
     use_threads(config.trainer.threads)
     resuming = folder.can_resume()
     corpus = processes.in_turn(
@@ -95,6 +96,7 @@ def run(
         return {}
     values = dataclasses.asdict(config)
     values["model"]["hidden_size"] = _hidden_size(model)
+    values["trainer"]["device"] = device
     trainer.fit(*([open_tracker(values)] if open_tracker else []))
     processes.part()
     log.info("scoring the best weights")
@@ -118,7 +120,8 @@ def _trainer(
         UserError: the training text is shorter than a window.
     """
     log.info(
-        "%s: %s types; %s rounds %d, %d x %d, %s parameters, kernels %s and %s (output layer)",
+        "%s: %s types; %s rounds %d, %d x %d, %s parameters; on %s, kernels %s and %s (output "
+        "layer)",
         corpus.name,
         f"{len(corpus.tokenizer):,}",
         config.model.cell,
@@ -126,6 +129,7 @@ def _trainer(
         config.model.num_layers,
         _hidden_size(model),
         f"{model.num_params():,}",
+        model.output_bias.device,
         model.backend,
         model.output_backend,
     )

@@ -6,7 +6,9 @@ in its header: what a disk or a copy has damaged is refused, not computed with.
 
 import json
 import logging
+import math
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -238,6 +240,13 @@ class Files(Protocol):
     last: Path  # all that the next step depends on
     previous: Path  # the last but one
 
+    def rows(self, with_key: str) -> Iterator[dict[str, Any]]: ...  # of metrics
+
+
+def _at(path: Path, step: int | str) -> Path:
+    """The name of a checkpoint that is kept of a validation."""
+    return path.with_name(f"step-{step}{path.suffix}")
+
 
 class Checkpoints:
     """The checkpoints of a run. Each is one moment: it holds the best weights of then, too.
@@ -247,10 +256,12 @@ class Checkpoints:
 
     Args:
         files: where they lie.
+        last, best: of how many validations checkpoints and weights are kept beside them.
     """
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, last: int = 1, best: int = 1) -> None:
         self.files = files
+        self._numbers = {files.last: last, files.best: best}
         self._best: dict[str, Tensor] = {}
         self._best_values: dict[str, Any] = {}
         self._best_is_new = False  # not in its file yet
@@ -260,6 +271,29 @@ class Checkpoints:
         state = model.state_dict()
         self._best = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
         self._best_values, self._best_is_new = dict(values), True
+
+    def keep_weights(self, model: "LanguageModel", values: Mapping[str, Any]) -> None:
+        """Write the weights of a validation, where several are kept; `settle` leaves the best."""
+        if self._numbers[self.files.best] > 1:
+            save(_at(self.files.best, values["step"]), model.state_dict(), values)
+
+    def settle(self, step: int) -> None:
+        """Leave those of the last and the best validations up to this step, so many of each."""
+        if max(self._numbers.values()) == 1:
+            return
+        ppls = {row["step"]: row["valid/ppl"] for row in self.files.rows("valid/ppl")}
+        finite = [step for step, ppl in ppls.items() if ppl < math.inf]
+        orders = {
+            self.files.last: [*reversed(ppls)],
+            self.files.best: sorted(finite, key=ppls.__getitem__),
+        }
+        for path, number in self._numbers.items():
+            kept = {_at(path, step) for step in orders[path][: number if number > 1 else 0]}
+            for other in {*path.parent.glob(_at(path, "*").name)} - kept:
+                other.unlink()
+            if path == self.files.last and (place := _at(path, step)) in kept:
+                with replacing(place) as new:
+                    shutil.copyfile(path, new)
 
     def restore_best(self, model: "LanguageModel") -> None:
         """Put the best weights back into the model."""
@@ -274,6 +308,7 @@ class Checkpoints:
         if self._best_is_new:
             save(self.files.best, self._best, self._best_values)
         self._best_is_new = False
+        self.settle(values["progress"]["step"])
 
     def load(self, processes: Processes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The last checkpoint or, with a line that says so, the one before where it is damaged.

@@ -1,12 +1,13 @@
-"""Optimizers and averages of the weights by name."""
+"""Optimizers, learning rates and averages of the weights by name."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mogrifier_lm.options import OptimizerConfig
+from mogrifier_lm.options import OptimizerConfig, TrainerConfig
 from mogrifier_lm.training.averaging import RULES, Averaging
 
 
@@ -40,6 +41,22 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> to
         fused=True,
         capturable=on_gpu,
     )
+
+
+def lr_factor(config: TrainerConfig, step: int, share: float) -> float:
+    """Factor on the learning rate: the warm-up's times the decay's.
+
+    It is what torch's ChainedScheduler gives of LinearLR and CosineAnnealingLR; those count steps
+    of their own, and this follows where training stands, so that a run goes on with further
+    limits, and with windows and rates (lr_drop) that change, by nothing but its progress.
+
+    Args:
+        config: its `warmup_steps` and `lr_decay`.
+        step: steps done.
+        share: of the training that is done, in [0, 1].
+    """
+    decay = {"none": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+    return min(1.0, (step + 1) / max(1, config.warmup_steps)) * decay[config.lr_decay]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -1,9 +1,11 @@
-"""Where training stands, how far that is, and the time it took."""
+"""Where training stands, how far that is and goes next, and the time it took."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+
+import torch
 
 from mogrifier_lm.data import Streams
 from mogrifier_lm.options import TrainerConfig
@@ -47,6 +49,11 @@ class Progress:
     def training_seconds(self) -> float:
         return self.seconds - self.pause_seconds
 
+    def pause(self, seconds: float) -> None:
+        """Take time that passed without training into account."""
+        self.seconds += seconds
+        self.pause_seconds += seconds
+
     def share_done(self, config: TrainerConfig, pass_steps: int) -> float:
         """Of the training that max_steps or max_epochs sets, in [0, 1].
 
@@ -77,6 +84,15 @@ def total_steps(train: Streams, config: TrainerConfig) -> int | None:
     """Steps until max_steps or max_epochs, about; None when only time ends."""
     by_epochs = config.max_epochs and config.max_epochs * math.ceil(train.num_steps / config.bptt)
     return min(filter(None, (config.max_steps, by_epochs)), default=None)
+
+
+def window_length(config: TrainerConfig, generator: torch.Generator) -> int:
+    """Time steps of the next window (variable lengths: AWD-LSTM's main.py)."""
+    if not config.variable_bptt:
+        return config.bptt
+    full = torch.rand((), generator=generator) < 0.95
+    noise = 5 * torch.randn((), generator=generator)
+    return max(5, int((config.bptt if full else config.bptt / 2) + noise))
 
 
 class Stopwatch:

@@ -8,9 +8,7 @@ and thread count.
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,16 +18,16 @@ from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.evaluators import Score, perplexity
 from mogrifier_lm.kernels.graphs import Graphed, sent
-from mogrifier_lm.model import LanguageModel
+from mogrifier_lm.model import LanguageModel, States
 from mogrifier_lm.options import RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import activation_penalty, draw_masks, drop, masked, of_streams
 from mogrifier_lm.terminal import progress_bar
 from mogrifier_lm.training import checkpoint, metrics
 from mogrifier_lm.training.averaging import Averaging, swapped
 from mogrifier_lm.training.checkpoint import Checkpoints, Files
-from mogrifier_lm.training.optim import set_lr
+from mogrifier_lm.training.optim import lr_factor, set_lr
 from mogrifier_lm.training.parallel import Processes
-from mogrifier_lm.training.progress import Progress, Stopwatch, total_steps
+from mogrifier_lm.training.progress import Progress, Stopwatch, total_steps, window_length
 from mogrifier_lm.training.signals import HeldSignals
 
 log = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ class Trainer:
         self.model, self.train, self.optimizer, self.averaging = model, train, optimizer, averaging
         self.regularization = regularization
         self.config, self.validate, self.metrics = config, validate, files.metrics
-        self.checkpoints = Checkpoints(files)
+        self.checkpoints = Checkpoints(files, config.keep_last, config.keep_best)
         self.device = model.output_bias.device
         self.generator = torch.Generator(self.device).manual_seed(seed)  # of masks
         self.lengths = torch.Generator().manual_seed(seed)  # of windows
@@ -86,8 +84,6 @@ class Trainer:
         self.peak_lr = self.lr  # before decay
         alone = self.processes.size == 1  # graphs of sums over devices have not been tried
         self._update = Graphed(self._update_eagerly, self.device) if alone else self._update_eagerly
-
-    # -- saving and resuming -------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a checkpoint: weights, optimizer, averages, state, generators, progress."""
@@ -137,12 +133,11 @@ class Trainer:
         if self.processes.is_first:
             p = self.progress
             p.metrics_bytes = metrics.cut(self.metrics, p.metrics_bytes)
+            self.checkpoints.settle(p.step)
 
     @property
     def lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
-
-    # -- the loop ------------------------------------------------------------------------------
 
     def fit(self, track: Track = lambda line: None) -> None:
         """Train until a limit is reached, then load the best weights into the model.
@@ -167,17 +162,17 @@ class Trainer:
                 bar.update()
                 validate = self._validation_due(p.epoch > passes)
                 if p.step % config.log_every == 0 or validate:
-                    rate = (p.tokens - mark_tokens) / (p.training_seconds - mark)
-                    ppl = self._log_training(rate, track)
-                    bar.set_postfix_str(f"{rate:,.0f} tokens/s, ppl {ppl:.1f}")
+                    speed = (p.tokens - mark_tokens) / (p.training_seconds - mark)
+                    ppl = self._log_training(speed, track)
+                    bar.set_postfix_str(f"{speed:,.0f} tokens/s, ppl {ppl:.1f}", refresh=False)
                     mark, mark_tokens = p.training_seconds, p.tokens
                 if validate:
                     self._validate(track)
                 ending = self.processes.most(signals.received or 0)
                 if validate or ending or p.seconds - saved > 60 * config.checkpoint_minutes:
-                    self._pause(watch)  # before it is saved, and once more for the saving
+                    p.pause(watch.lap())  # before it is saved, and once more for the saving
                     self.save()
-                    self._pause(watch)
+                    p.pause(watch.lap())
                     saved = p.seconds
                 if ending:
                     signals.deliver(ending)
@@ -191,30 +186,15 @@ class Trainer:
             )
         self.checkpoints.restore_best(self.model)
 
-    def _pause(self, watch: Stopwatch) -> None:
-        passed = watch.lap()
-        self.progress.seconds += passed
-        self.progress.pause_seconds += passed
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "bf16":
-            # A cache of cast weights would outlive the update inside a captured graph.
-            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-        return nullcontext()
-
-    def _draw_length(self) -> int:
-        """Time steps of the next window (variable lengths: AWD-LSTM's main.py)."""
-        config = self.config
-        if not config.variable_bptt:
-            return config.bptt
-        full = torch.rand((), generator=self.lengths) < 0.95
-        noise = 5 * torch.randn((), generator=self.lengths)
-        return max(5, int((config.bptt if full else config.bptt / 2) + noise))
+    def _precision(self) -> torch.autocast:
+        low = self.config.precision == "bf16"
+        # A cache of cast weights would outlive the update inside a captured graph.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
 
     def step(self) -> None:
         """Train on one window; nothing here waits for the device."""
         p, config, train = self.progress, self.config, self.train
-        length = self._draw_length()
+        length = window_length(config, self.lengths)
         start = p.position + (p.epoch * train.num_steps if train.endless else 0)
         inputs_TB, targets_TB = train.window(start, length)
         num_tokens = int((targets_TB != IGNORE).sum())
@@ -222,10 +202,8 @@ class Trainer:
         num_steps, batch_size = inputs_TB.shape
         inputs_TB = inputs_TB[:, self.columns]
         targets_TB = targets_TB[:, self.processes.columns(train.batch_size)]
-        lr = self.peak_lr * length / config.bptt
-        if config.lr_decay == "linear":
-            lr *= 1 - p.share_done(config, train.num_steps)
-        set_lr(self.optimizer, lr)
+        factor = lr_factor(config, p.step, p.share_done(config, train.num_steps))
+        set_lr(self.optimizer, self.peak_lr * length / config.bptt * factor)
         shapes, size = self.model.mask_shapes, (num_steps, batch_size)
         masks = draw_masks(self.regularization, shapes, size, self.generator)
         keep_B1 = None
@@ -263,24 +241,19 @@ class Trainer:
         *masks_drawn: Tensor,
     ) -> None:
         """A window's loss, gradient, clipping, update, averages; states and sums in their place."""
-        model, r = self.model, self.regularization
+        model, r, parts = self.model, self.regularization, self.config.accumulation_steps
         masks = dict(zip(masked(r, model.mask_shapes), masks_drawn, strict=True))
-        states = [tuple(drop(s, keep_B1) for s in state) for state in self.states]
-        with self._precision():
-            output_TBH, states = model.outputs(inputs_TB, states, masks)
-            dropped_TBH = drop(output_TBH, masks.get("output"))
-            features = model.features(dropped_TBH)
-            nats = model.output_loss(features, targets_TB.flatten(), r.samples)
-        # What follows adds up over the processes to the loss of all streams.
-        per = self.train.batch_size if self.config.loss_per == "window" else num_tokens
-        loss = nats / per
-        if r.ar or r.tar:
-            penalty = activation_penalty(output_TBH, dropped_TBH, r.ar, r.tar)
-            loss = loss + penalty / self.processes.size
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        of_parts = []
+        pairs = zip(inputs_TB.chunk(parts, 1), targets_TB.chunk(parts, 1), strict=True)
+        for i, (x_TB, y_TB) in enumerate(pairs):
+            columns = slice(i * x_TB.shape[1], (i + 1) * x_TB.shape[1])
+            keep = None if keep_B1 is None else keep_B1[columns]
+            states = [tuple(s[columns] for s in state) for state in self.states]
+            part = of_streams(masks, columns)
+            of_parts.append(self._backward(x_TB, y_TB, num_tokens, states, keep, part))
+        nats = torch.stack(of_parts).sum()
         parameters = list(model.parameters())
-        nats = nats.detach()
         self.processes.add_up([nats, *(p.grad for p in parameters if p.grad is not None)])
         if r.l2:
             grads = [p.grad for p in parameters]
@@ -288,11 +261,37 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
         self.optimizer.step()
         self.averaging.update()
+        self.sums += torch.stack([nats, norm**2, num_tokens, torch.ones_like(nats)])
+
+    def _backward(
+        self,
+        inputs_TB: Tensor,
+        targets_TB: Tensor,
+        num_tokens: Tensor,
+        states: States,
+        keep_B1: Tensor | None,
+        masks: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Add the gradient of some streams, carry their states on in place; returns their nats."""
+        r = self.regularization
+        entered = [tuple(drop(s, keep_B1) for s in state) for state in states]
+        with self._precision():
+            output_TBH, left = self.model.outputs(inputs_TB, entered, masks)
+            dropped_TBH = drop(output_TBH, masks.get("output"))
+            features = self.model.features(dropped_TBH)
+            nats = self.model.output_loss(features, targets_TB.flatten(), r.samples)
+        # What follows adds up over parts and processes to the loss of all streams.
+        per = self.train.batch_size if self.config.loss_per == "window" else num_tokens
+        loss = nats / per
+        if r.ar or r.tar:
+            penalty = activation_penalty(output_TBH, dropped_TBH, r.ar, r.tar)
+            loss = loss + penalty / (self.processes.size * self.config.accumulation_steps)
+        loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            for old, new in zip(self.states, states, strict=True):
+            for old, new in zip(states, left, strict=True):
                 for place, value in zip(old, new, strict=True):
                     place.copy_(value)
-            self.sums += torch.stack([nats, norm**2, num_tokens, torch.ones_like(nats)])
+        return nats.detach()
 
     def _validation_due(self, passed: bool) -> bool:
         """Whether to validate after this step; `passed`: it has ended a pass."""
@@ -367,11 +366,13 @@ class Trainer:
         score = scores[chosen]
         ppl = score.unit_ppl
         improved = ppl < p.best_ppl
+        facts = {"step": p.step, "valid_ppl": ppl, "weights": chosen}
+        with swapped(self.averaging, candidates[chosen]):
+            self.processes.first(lambda: self.checkpoints.keep_weights(self.model, facts))
+            if improved:
+                self.checkpoints.keep_best(self.model, facts)
         if improved:
             p.best_ppl, p.best_step, p.since_best, p.since_drop = ppl, p.step, 0, 0
-            with swapped(self.averaging, candidates[chosen]):
-                facts = {"step": p.step, "valid_ppl": ppl, "weights": chosen}
-                self.checkpoints.keep_best(self.model, facts)
         else:
             p.since_best += 1
             p.since_drop += 1

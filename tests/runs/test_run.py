@@ -58,6 +58,7 @@ def test_a_run_leaves_the_documented_files(small: list[str], tmp_path: Path) -> 
     assert set(provenance["data"]["sha256"]) == {"train", "valid", "test"}
     assert (provenance["device"], provenance["device_name"]) == ("cpu", None)
     assert {"command", "git", "versions", "cpu", "backend", "output_backend"} <= set(provenance)
+    assert f"on {provenance['device']}, kernels" in (run_dir / "train.log").read_text()
     assert load_model(run_dir).num_params() == summary["params"]
     assert f"{summary['test']['static']['ppl']:.2f}" in done.stdout + done.stderr
 
@@ -78,7 +79,9 @@ EVERYTHING = [
     "regularization.per_step=true", "regularization.weight_dropout=0.3", "regularization.samples=2",
     "regularization.reset_state=0.1", "trainer.streams=read_heads", "trainer.variable_bptt=true",
     "optimizer.name=radam", "optimizer.averaging=two_tailed", "optimizer.averaging_patience=2",
-    "model.mixture=2", "trainer.precision=bf16",
+    "model.mixture=2", "trainer.precision=bf16", "trainer.accumulation_steps=2",
+    "trainer.warmup_steps=60", "trainer.lr_decay=cosine", "trainer.keep_last=3",
+    "trainer.keep_best=2",
 ]  # fmt: skip
 
 
@@ -117,8 +120,11 @@ def test_a_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(
     assert done.returncode == 0, done.stderr
     assert figures(cut) == figures(whole)
     assert metrics(cut) == metrics(whole)
-    for name in ("best", "last"):
-        ours, theirs = (load_file(getattr(RunFolder(path), name)) for path in (cut, whole))
+    files = {path.relative_to(whole) for path in whole.glob("checkpoints/*/*.safetensors")}
+    assert files - {path.relative_to(cut) for path in cut.rglob("*")} == set()
+    assert len({*cut.glob("checkpoints/*/step-*")}) == (5 if overrides else 0)
+    for name in files - {Path("checkpoints/last/previous.safetensors")}:
+        ours, theirs = (load_file(path / name) for path in (cut, whole))
         assert ours.keys() == theirs.keys()
         assert all(ours[key].equal(theirs[key]) for key in ours)
 

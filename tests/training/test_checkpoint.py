@@ -4,8 +4,9 @@ import json
 import logging
 import math
 import os
+import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,67 @@ def test_a_kill_at_any_event_of_a_checkpoint_leaves_one_moment(
             assert torch.equal(weights(trainer.model), weights(whole.model)), (event, at)
             assert len(lines(folder)) == len(lines(tmp_path / "whole"))
     assert kills > 20
+
+
+def kept(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """File → tensors of what is kept beside the best and the last."""
+    files = folder.glob("checkpoints/*/step-*")
+    return {f"{file.parent.name}/{file.name}": checkpoint.load(file)[0] for file in files}
+
+
+@pytest.mark.parametrize("kill", ["before", "after"])
+def test_the_last_and_the_best_few_are_kept_as_if_never_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
+) -> None:
+    """Killed between a validation and its checkpoint, and between that and what follows it."""
+
+    def trainer(name: str, ppl: Sequence[float]) -> Trainer:
+        (tmp_path / name).mkdir(exist_ok=True)
+        scores = iter(ppl)
+        score = lambda: Score(nats=math.log(next(scores)), tokens=1, words=1, bytes=1)  # noqa: E731
+        return trainer_of(
+            tmp_path / name, validate=score, max_steps=8, valid_every=1, keep_last=2, keep_best=3
+        )
+
+    ppl = [9.0, 5.0, math.inf, 3.0, 8.5, 3.5, 3.0, 7.0]
+    trainer("whole", ppl).fit()
+    whole = kept(tmp_path / "whole")
+    assert whole.keys() == {
+        "last/step-7.safetensors", "last/step-8.safetensors", "best/step-4.safetensors",
+        "best/step-6.safetensors", "best/step-7.safetensors",
+    }  # fmt: skip
+    best = checkpoint.load(RunFolder(tmp_path / "whole").best)[0]
+    assert all(torch.equal(best[k], v) for k, v in whole["best/step-4.safetensors"].items())
+    for step in range(2, 8):
+        name = str(step)
+        cut = trainer(name, ppl)
+        method = "save" if kill == "before" else "settle"
+        call = getattr(cut.checkpoints, method)
+
+        def dying(*a: Any, call: Any = call, cut: Trainer = cut, step: int = step) -> None:
+            if cut.progress.step == step:
+                raise Killed
+            call(*a)
+
+        monkeypatch.setattr(cut.checkpoints, method, dying)
+        with pytest.raises(Killed):
+            cut.fit()
+        again = trainer(name, ppl[step - (kill == "before") :])
+        again.load()
+        again.fit()
+        found = kept(tmp_path / name)
+        assert found.keys() == whole.keys(), step
+        for file, tensors in whole.items():
+            assert tensors.keys() == found[file].keys()
+            assert all(torch.equal(tensors[k], found[file][k]) for k in tensors), (step, file)
+    # One that is kept can be gone back to: what came later goes.
+    folder = RunFolder(tmp_path / "whole")
+    shutil.copyfile(folder.last.with_name("step-7.safetensors"), folder.last)
+    back = trainer("whole", ppl[7:])
+    back.load()
+    assert back.progress.step == 7 and len(kept(tmp_path / "whole")) == 4
+    back.fit()
+    assert kept(tmp_path / "whole").keys() == whole.keys()
 
 
 def test_a_log_that_is_shorter_than_was_counted_is_told(
