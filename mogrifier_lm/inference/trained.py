@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,6 +179,19 @@ class TrainedModel(LanguageModel):
             if all(done):
                 return
 
+    def continued(self, prompt: str = "", number: int = 1, **options: Any) -> Iterator[list[str]]:
+        """As `generate`, texts with their prompt before them, piece by piece as they grow.
+
+        Yields:
+            first the prompt, then what each text grows by.
+        """
+        lines = (self.tokenizer.split(line) for line in prompt.split("\n"))
+        between = " " if self.tokenizer.unit == "word" else ""
+        yield ["\n".join(between.join(words) for words in lines)] * number
+        texts = [_Growing(self.tokenizer, self._ids(prompt)) for _ in range(number)]
+        for drawn in self.stream(prompt, number=number, **options):
+            yield [text.add(token) for text, token in zip(texts, drawn, strict=True)]
+
     def next_word(self, prompt: str = "", k: int = 10) -> list[tuple[str, float]]:
         """The k likeliest tokens after a prompt, and their probabilities."""
         ids = torch.tensor([self.tokenizer.eos_id, *self._ids(prompt)])[:, None]
@@ -200,6 +214,28 @@ class TrainedModel(LanguageModel):
         """The last line of a prompt goes on."""
         ids: list[int] = self.tokenizer.encode(prompt.split("\n"))[:-1].tolist()
         return ids
+
+
+class _Growing:
+    """The text of ids that come one by one, after others that are not shown."""
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self.line = [tokenizer.eos_id, *before]  # ids since a line began
+        self.shown = tokenizer.decode(self.line)
+
+    def add(self, token: int | None) -> str:
+        """What the text grows by; nothing while bytes of a character are missing."""
+        if token is None:
+            return ""
+        self.line.append(token)
+        text = self.tokenizer.decode(self.line)
+        if text.endswith("\ufffd"):
+            return ""
+        grown, self.shown = text[len(self.shown) :], text
+        if token == self.tokenizer.eos_id:
+            self.line, self.shown = [token], self.tokenizer.decode([token])
+        return grown
 
 
 def load_model(source: str | Path, device: str = "auto") -> TrainedModel:

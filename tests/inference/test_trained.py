@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from mogrifier_lm import load_model
+from mogrifier_lm.data import Tokenizer
 from mogrifier_lm.data.subwords import SentencePieceTokenizer
+from mogrifier_lm.data.tokenizer import CharTokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import static_nats
 from mogrifier_lm.inference.gates import gates
@@ -34,13 +37,18 @@ def lm() -> TrainedModel:
 
 @pytest.fixture(scope="module")
 def subwords() -> TrainedModel:
+    return build_trained(SentencePieceTokenizer.train([b"abc ab a b c bc\n" * 9], vocab_size=266))
+
+
+def build_trained(tokenizer: Tokenizer) -> TrainedModel:
+    """A model of chance, as if it was loaded."""
     torch.manual_seed(0)
-    tokenizer = SentencePieceTokenizer.train([b"abc ab a b c bc\n" * 9], vocab_size=266)
     model = build_model(ModelConfig(hidden_size=12, rounds=2), len(tokenizer))
     model.__class__ = TrainedModel
     with torch.no_grad():
         model.output_bias.normal_()
     model.tokenizer, model.folder = tokenizer, RunFolder("nowhere")
+    assert isinstance(model, TrainedModel)
     return model.eval()
 
 
@@ -164,6 +172,29 @@ def test_top_p_and_top_k_draw_from_the_likeliest(subwords: TrainedModel) -> None
             for (t,) in (next(subwords.stream("a", seed=s, unk=True, **options)) for s in range(60))
         }
         assert drawn <= set(likely[:allowed]) and len(drawn) > 1
+
+
+def test_a_text_grows_as_it_is_drawn_by_what_belongs_to_it(
+    lm: TrainedModel, subwords: TrainedModel, tmp_path: Path
+) -> None:
+    characters = build_trained(CharTokenizer.train([b"the cat\n"] * 2))
+    for model, prompt, begun in (
+        (lm, "Xyzzy  it\nwas", "Xyzzy it\nwas"),
+        (subwords, "abc  é ab", "abc é ab"),
+        (characters, "the c", "the c"),
+    ):
+        asked: dict[str, Any] = {"max_words": 30, "temperature": 2.0, "unk": True}
+        first, *pieces = model.continued(prompt, number=2, **asked)
+        drawn = list(model.stream(prompt, number=2, **asked))
+        assert first == [begun] * 2 and len(pieces) == len(drawn)
+        ids = model.tokenizer.encode([*prompt.split("\n")[:-1], prompt.split("\n")[-1]])[:-1]
+        for i in range(2):
+            own = [step[i] for step in drawn if step[i] is not None]
+            whole, head = (model.tokenizer.decode([*ids, *more]) for more in (own, []))
+            grown = "".join(piece[i] for piece in pieces)
+            assert whole[len(head) :].startswith(grown), "but for bytes without an end"
+            assert len(whole) - len(head) - len(grown) < 4
+    assert any(" " not in piece for (piece, _) in subwords.continued("ab", number=2, max_words=9))
 
 
 @pytest.mark.parametrize("zigzag", [True, False])

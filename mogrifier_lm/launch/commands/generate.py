@@ -6,7 +6,8 @@
 
 run is the folder of a run, an exported one or a name on the Hugging Face hub. The prompt follows an
 <eos> and is printed before what is drawn; words of it that the model does not know are read as
-<unk>. A line break is an <eos>; of several texts each begins after an empty line.
+<unk>. A line break is an <eos>; of several texts each begins after an empty line. A single text
+appears word by word as it is drawn.
 
     max_words=100     of each text, <eos> counted
     number=1          texts, drawn side by side
@@ -46,12 +47,16 @@ def main(
     if unknown := model.unknown(model.tokenizer.split(prompt)):
         text = f"not in the vocabulary, read as <unk>: {', '.join(unknown)}"
         print(plain(text), file=sys.stderr)
-    texts = model.generate(
+    texts = model.continued(
         prompt, number=number, max_words=max_words, temperature=temperature, top_k=top_k,
         top_p=top_p, unk=unk, stop=stop, seed=seed,
     )  # fmt: skip
-    begun = " ".join(model.tokenizer.split(prompt))
-    print(plain("\n\n".join(f"{begun} {text}".strip(" ") for text in texts)))
+    if number == 1:
+        for grown in texts:
+            print(plain(grown[0]), end="", flush=True)
+        print()
+    else:
+        print(plain("\n\n".join(map("".join, zip(*texts, strict=True)))))
 
 
 command = partial(script, main)
