@@ -9,11 +9,11 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from mogrifier_lm.errors import UserError, nearest, one_line
 from mogrifier_lm.evaluators import EvaluatorsConfig
@@ -52,60 +52,6 @@ class Config:
     resume: str | None = option(None, "folder of a run to go on with")
 
 
-def unknown_key(path: str, schema: type) -> UserError:
-    """The error for a key that `schema` does not have; `path` is dotted, from the root."""
-    prefix, _, key = path.rpartition(".")
-    # A key of another group, as rounds is of model, or one that goes by another name, as
-    # learning_rate, which the documentation of optimizer.lr says.
-    keys = documented_keys()
-    same = [k for k in keys if k.rpartition(".")[2] == key]
-    said = [k for k, doc in keys.items() if k.startswith(prefix) and key.replace("_", " ") in doc]
-    if found := same or ("_" in key and said[:1]):
-        return UserError(f"unknown key {path}; did you mean {' or '.join(found)}?")
-    known = [f"{prefix}.{f.name}" if prefix else f.name for f in dataclasses.fields(schema)]
-    return UserError(f"unknown key {path}; {nearest(path, known)}")
-
-
-def documented_keys(schema: type = Config, prefix: str = "") -> dict[str, str]:
-    """Dotted key → what it is said to be."""
-    found: dict[str, str] = {}
-    hints = get_type_hints(schema)
-    for f in dataclasses.fields(schema):
-        nested = schema_of(hints[f.name])
-        inside = documented_keys(nested, f"{prefix}{f.name}.") if nested else {}
-        found |= inside or {f"{prefix}{f.name}": f.metadata.get("doc", "")}
-    return found
-
-
-def schemas(schema: type = Config) -> dict[str, type]:
-    """The dataclass and all in its fields, by their names."""
-    found = {schema.__name__: schema}
-    for hint in get_type_hints(schema).values():
-        if nested := schema_of(hint):
-            found |= schemas(nested)
-    return found
-
-
-def schema_of(hint: Any) -> type | None:
-    """The dataclass in `X` or `X | None`."""
-    for candidate in (hint, *get_args(hint)):
-        if dataclasses.is_dataclass(candidate):
-            return candidate if isinstance(candidate, type) else None
-    return None
-
-
-def _check_keys(node: DictConfig, schema: type, path: str = "") -> None:
-    hints = get_type_hints(schema)
-    for key in node:
-        where = f"{path}{key!s}"
-        if key not in hints:
-            raise unknown_key(where, schema)
-        child_schema = schema_of(hints[str(key)])
-        child = node._get_node(key)
-        if child_schema is not None and isinstance(child, DictConfig) and not child._is_none():
-            _check_keys(child, child_schema, f"{where}.")
-
-
 def _check_ranges(config: Any, path: str = "") -> None:
     for f in dataclasses.fields(config):
         value, where = getattr(config, f.name), f"{path}{f.name}"
@@ -140,8 +86,7 @@ def validate(node: DictConfig) -> Config:
     Raises:
         UserError: naming the key, what it is and what it may be.
     """
-    _check_keys(node, Config)
-    config = OmegaConf.to_object(node)
+    config = OmegaConf.to_object(_over_defaults(OmegaConf.to_container(node)))
     assert isinstance(config, Config)
     _check_ranges(config)
     from mogrifier_lm.cells import CELLS  # here: torch comes with it, which --help does without
@@ -215,6 +160,23 @@ def _check_tokenizer(config: Config) -> None:
 VERSION = 1  # of the meaning of a saved config
 
 
+def _over_defaults(values: Any, path: Path | None = None) -> DictConfig:
+    """Values over the defaults of all keys; `path` is the file that they are of.
+
+    Raises:
+        UserError: a key that there is not, or a value of another type than its key's.
+    """
+    of_file = f"{path}: " if path else ""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), values)
+    except ConfigKeyError as error:
+        raise UserError(f"{of_file}unknown key {error.full_key}") from error
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{of_file}{one_line(error)}") from error
+    assert isinstance(config, DictConfig)
+    return config
+
+
 def load_config(path: Path) -> Config:
     """The config that a run has saved.
 
@@ -283,13 +245,7 @@ def _saved(path: Path) -> DictConfig:
             raise UserError(f"{path} is of version {version}, the last known is {VERSION}")
         if version == 0:
             _of_version_0(values)
-    try:
-        _check_keys(OmegaConf.create(values), Config)
-        saved = OmegaConf.merge(OmegaConf.structured(Config), values)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
-    assert isinstance(saved, DictConfig)
-    return saved
+    return _over_defaults(values, path)
 
 
 def _of_version_0(values: dict[str, Any]) -> None:

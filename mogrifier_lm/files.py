@@ -54,9 +54,12 @@ def replacing(path: Path) -> Iterator[Path]:
                 return
             for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
                 _flush(file)
-            if not (new.is_dir() and path.is_dir()):
+            try:
                 os.replace(new, path)
-                _flush(path.parent)
+            except OSError:
+                if not (new.is_dir() and path.is_dir()):
+                    raise
+            _flush(path.parent)
     finally:
         _remove(new)
 

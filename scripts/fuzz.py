@@ -32,8 +32,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from mogrifier_lm.config import Config, load_config, save_config, schema_of, validate
+from mogrifier_lm.config import Config, load_config, save_config, validate
 from mogrifier_lm.launch.cli import guarded, script
+from mogrifier_lm.launch.explain import schema_of
 from mogrifier_lm.launch.job import compose
 from mogrifier_lm.runs.folder import RunFolder
 

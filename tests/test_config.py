@@ -16,11 +16,11 @@ from mogrifier_lm.config import (
     Config,
     load_config,
     save_config,
-    schema_of,
     validate,
 )
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import EvaluatorsConfig
+from mogrifier_lm.launch.explain import schema_of
 from mogrifier_lm.launch.overrides import resume_config, without_effect
 from mogrifier_lm.options import Counts, ModelConfig
 from tests.conftest import ROOT, compose_config

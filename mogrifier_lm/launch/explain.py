@@ -1,14 +1,16 @@
 """Errors for people: what is wrong, where, and what to do, in one line."""
 
+import dataclasses
 import re
 import shlex
 import sys
 import traceback
+from typing import Any, get_args, get_type_hints
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from mogrifier_lm.config import CONFIG_DIR, schemas, unknown_key
+from mogrifier_lm.config import CONFIG_DIR, Config
 from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.terminal import plain
 
@@ -27,19 +29,22 @@ def _explain(error: BaseException) -> str:
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
+    text = "\n".join(str(cause) for cause in chain)
+    path = re.search(r"full_key: (\S+)", text)
+    unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
+    hint = ""
+    if unknown and (schema := schemas().get(unknown[2])):
+        hint = f"; {known_keys(path[1] if path else unknown[1], schema)}"
     for cause in chain:
         if isinstance(cause, UserError):
-            return str(cause)
-    text = "\n".join(str(cause) for cause in chain)
+            return f"{cause}{hint}"
     for cause in chain:
         if isinstance(cause, OverrideParseException):
             key, _, text = cause.override.partition("=")
             typed = shlex.quote(f'{key}="{text}"')
             return f"{cause.override} is not in Hydra's grammar; as a text in quotes it is: {typed}"
-    path = re.search(r"full_key: (\S+)", text)
-    unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
-    if unknown and (schema := schemas().get(unknown[2])):
-        return str(unknown_key(path[1] if path else unknown[1], schema))
+    if unknown and hint:
+        return f"unknown key {path[1] if path else unknown[1]}{hint}"
     scalar = re.search(r"Error merging override (\S+)=(\S+)", text)
     if scalar and "is not a ListConfig" in text:
         return f"{scalar[1]} takes a list: {scalar[1]}=[{scalar[2]}]"
@@ -73,6 +78,48 @@ def _explain(error: BaseException) -> str:
         )
     said = (line.strip() for cause in chain[:2] for line in str(cause).splitlines()[:1])
     return "; ".join(dict.fromkeys(filter(None, said)))
+
+
+def known_keys(path: str, schema: type) -> str:
+    """What may be meant by a key that `schema` does not have; `path` is dotted, from the root."""
+    prefix, _, key = path.rpartition(".")
+    # A key of another group, as rounds is of model, or one that goes by another name, as
+    # learning_rate, which the documentation of optimizer.lr says.
+    keys = documented_keys()
+    same = [k for k in keys if k.rpartition(".")[2] == key]
+    said = [k for k, doc in keys.items() if k.startswith(prefix) and key.replace("_", " ") in doc]
+    if found := same or ("_" in key and said[:1]):
+        return f"did you mean {' or '.join(found)}?"
+    known = [f"{prefix}.{f.name}" if prefix else f.name for f in dataclasses.fields(schema)]
+    return nearest(path, known)
+
+
+def documented_keys(schema: type = Config, prefix: str = "") -> dict[str, str]:
+    """Dotted key → what it is said to be."""
+    found: dict[str, str] = {}
+    hints = get_type_hints(schema)
+    for f in dataclasses.fields(schema):
+        nested = schema_of(hints[f.name])
+        inside = documented_keys(nested, f"{prefix}{f.name}.") if nested else {}
+        found |= inside or {f"{prefix}{f.name}": f.metadata.get("doc", "")}
+    return found
+
+
+def schemas(schema: type = Config) -> dict[str, type]:
+    """The dataclass and all in its fields, by their names."""
+    found = {schema.__name__: schema}
+    for hint in get_type_hints(schema).values():
+        if nested := schema_of(hint):
+            found |= schemas(nested)
+    return found
+
+
+def schema_of(hint: Any) -> type | None:
+    """The dataclass in `X` or `X | None`."""
+    for candidate in (hint, *get_args(hint)):
+        if dataclasses.is_dataclass(candidate):
+            return candidate if isinstance(candidate, type) else None
+    return None
 
 
 def is_of_composing(error: Exception) -> bool:

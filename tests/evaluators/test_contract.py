@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mogrifier_lm.config import schema_of, validate
+from mogrifier_lm.config import validate
 from mogrifier_lm.data import Split
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import (
@@ -22,6 +22,7 @@ from mogrifier_lm.evaluators import (
     check_causality,
     evaluate,
 )
+from mogrifier_lm.launch.explain import schema_of
 from mogrifier_lm.model import LanguageModel, States, restored
 from mogrifier_lm.options import ModelConfig, RegularizationConfig
 from mogrifier_lm.regularization import Masks
