@@ -178,7 +178,9 @@ def test_every_evaluator_has_the_cpus_nats(name: str, monkeypatch: pytest.Monkey
     expected = test_contract.nats(test_contract.make_model(), name, text)
     found = test_contract.nats(test_contract.make_model().cuda(), name, text)
     for variant, nats in expected.items():
-        torch.testing.assert_close(found[variant].cpu().double(), nats, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found[variant].cpu().double(), nats.double(), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -14,8 +14,20 @@ BM, BN, BK the blocks of B, N, K, BU the units of a block.
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 ALIGN = 16
+
+
+@triton.jit
+def enter(EARLY: tl.constexpr):
+    """With EARLY, which Hopper and later have, a kernel is brought in while the last one runs.
+
+    It waits here for what that one writes; then the next one may come, never a third.
+    """
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -68,8 +80,10 @@ def multiply(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """out [B, N] = a [B, K] @ w.T."""
+    enter(EARLY)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), tl.float32)
@@ -96,8 +110,10 @@ def gate(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A round: gates [B, N] = 2 sigmoid(source [B, K] @ w.T + bias), out = gates * target."""
+    enter(EARLY)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     ok = (m[:, None] < B) & (n[None, :] < N)
@@ -126,8 +142,10 @@ def multiplicative(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The mLSTM's m [B, N] = px * ph, px = x [B, K] @ w_x.T, ph = h [B, N] @ w_h.T."""
+    enter(EARLY)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     ok = (m[:, None] < B) & (n[None, :] < N)
@@ -186,8 +204,10 @@ def lstm(
     BU: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A step of the LSTM, w [4H, IN + H]; with BEFORE, x [B, 4H] has been multiplied already."""
+    enter(EARLY)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     rows = tl.program_id(0) * 4 * BU + tl.arange(0, 4 * BU)
     ok4 = (m[:, None] < B) & (rows[None, :] < 4 * H)
@@ -238,8 +258,10 @@ def lstm_backward(
     CAP: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """d_acts [B, 4H], of what the sigmoids and the tanh take; d_c [B, H] in its place."""
+    enter(EARLY)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BU + tl.arange(0, BU)
     rows = tl.program_id(0) * 4 * BU + tl.arange(0, 4 * BU)
@@ -302,12 +324,14 @@ def inputs_backward(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """d_x [B, IN], d_h [B, H] = d_acts [B, K] @ w [K, IN + H], and on through the last round.
 
     The programs begin at column FIRST (0, or IN for h alone). BN divides IN, so that a block holds
     columns of x or of h.
     """
+    enter(EARLY)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     start = FIRST + tl.program_id(1) * BN
     n = start + tl.arange(0, BN)
@@ -342,8 +366,10 @@ def source_backward(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """d_source [B, N] += d [B, K] @ w [K, N], and on through the round that made the source."""
+    enter(EARLY)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     ok = (m[:, None] < B) & (n[None, :] < N)

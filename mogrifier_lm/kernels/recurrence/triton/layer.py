@@ -54,6 +54,7 @@ class Layer:
         self.S = self.T if save else 1
         exact = torch.get_float32_matmul_precision() == "highest"
         self.precision = "ieee" if exact else "tf32"  # of float32
+        self.early = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
         # A state of before the first step stands in front.
         self.hs = self.empty(self.T + 1, self.H)  # masked
         self.cs = self.empty(self.T + 1, self.H, torch.float32)
@@ -86,7 +87,8 @@ class Layer:
     # -- kernels with their blocks -------------------------------------------------------------
 
     def _launch(self, kernel: Any, grid: tuple[int, int], *args: Any, **constants: Any) -> None:
-        kernel[grid](*args, **constants, **LAUNCH)
+        options = LAUNCH | ({"launch_pdl": True} if self.early else {})
+        kernel[grid](*args, **constants, EARLY=self.early, **options)
 
     def _product(self, kernel: Any, *args: Any, N: int, K: int, BN: int, **constants: Any) -> None:
         """`kernel`, of N columns and sums over K, by blocks of 16 streams and BN columns."""

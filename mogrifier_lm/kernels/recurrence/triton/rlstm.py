@@ -11,6 +11,7 @@ import triton.language as tl
 from mogrifier_lm.kernels.recurrence.triton.kernels import (
     accumulate,
     cap_share,
+    enter,
     join_units,
     split_units,
     store_h,
@@ -33,8 +34,10 @@ def update(
     BU: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """i, g, and what f takes of h; out [B, H] = i g."""
+    enter(EARLY)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     rows = tl.program_id(0) * 4 * BU + tl.arange(0, 4 * BU)
     n = tl.program_id(0) * BU + tl.arange(0, BU)
@@ -73,8 +76,10 @@ def forget(
     BU: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """f, with the update u [B, H] through w [H, H], and the new c; i is capped at 1 - f."""
+    enter(EARLY)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BU + tl.arange(0, BU)
     rows = tl.program_id(0) * 4 * BU + tl.arange(0, 4 * BU)
@@ -107,8 +112,10 @@ def output(
     BU: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """o, stored in gates [B, H], sees the masked c through w [H, H]; h = o tanh(c)."""
+    enter(EARLY)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BU + tl.arange(0, BU)
     ok = (m[:, None] < B) & (n[None, :] < H)
@@ -133,8 +140,10 @@ def output_backward(
     H: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """d_o [B, H], of what the sigmoid takes, and what reaches c not through o, added to d_c."""
+    enter(EARLY)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BU + tl.arange(0, BU)
     ok = (m[:, None] < B) & (n[None, :] < H)
@@ -162,8 +171,10 @@ def forget_backward(
     BU: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """d_c += what comes through o; d_f [B, H], of what the sigmoid takes; c is the former one."""
+    enter(EARLY)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BU + tl.arange(0, BU)
     rows = tl.program_id(0) * 4 * BU + tl.arange(0, 4 * BU)
@@ -196,8 +207,10 @@ def update_backward(
     BU: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """d_acts [B, 4H], with what comes through f; d_c becomes that of the former c."""
+    enter(EARLY)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BU + tl.arange(0, BU)
     rows = tl.program_id(0) * 4 * BU + tl.arange(0, 4 * BU)
