@@ -55,29 +55,35 @@ def test_a_part_of_the_ladder_of_the_backends_in_the_interpreter():
 
 
 class Launches:
-    """The kernels that a layer launches, with their arguments; none of them is run."""
+    """The kernels that a layer launches, with their arguments and options; none of them is run."""
 
-    def __init__(self) -> None:
-        self.found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], dict[str, Any]]] = {}
 
-    def __call__(self, kernel, grid, *args, **constants) -> None:
+    def __call__(self, kernel, grid, cut, *args, **constants) -> None:
         constants |= {"EARLY": True}
+        options = {"num_warps": cut.warps, "num_stages": cut.stages, "launch_pdl": True}
+        options["enable_fp_fusion"] = True
         name = kernel.fn.__name__
         shapes = [tuple(a.shape) if torch.is_tensor(a) else a for a in args]
-        self.found.setdefault(f"{name} {shapes} {constants}", (kernel, args, constants))
+        case = (kernel, (*args, self.batch), constants, options)
+        self.found.setdefault(f"{name} {shapes} {constants}", case)
 
 
-def launches(monkeypatch, precision: str, *options: dict[str, Any]) -> Launches:
-    """Of a window of 64 streams in layers of 912 units, forward and backward."""
-    found, size = Launches(), 912
+def launches(
+    monkeypatch, precision: str, *options: dict[str, Any], batch: int = 64, size: int = 912
+) -> Launches:
+    """Of a window forward and backward."""
+    found = Launches(batch)
     monkeypatch.setattr(layer.Layer, "_launch", staticmethod(found))
     for some in options:
         spec = CellSpec(input_size=size, hidden_size=size, cap_input_gate=True, **some)
         parameters = {k: torch.zeros(s).requires_grad_() for k, s in spec.shapes().items()}
-        state, mask = (torch.zeros(64, size),) * 2, torch.ones(1, 64, size)
+        state, mask = (torch.zeros(batch, size),) * 2, torch.ones(1, batch, size)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             (output,), _ = wavefront.stack(
-                torch.zeros(2, 64, size),
+                torch.zeros(2, batch, size),
                 [state],
                 [spec.weights(parameters)],
                 spec.options,
@@ -92,7 +98,7 @@ def compiled(
     kernel: Any,
     args: tuple[Any, ...],
     constants: dict[str, Any],
-    options: dict[str, Any] = layer.LAUNCH,
+    options: dict[str, Any],
 ) -> Any:
     signature: dict[str, str] = {}
     values: dict[str, Any] = dict(constants)
@@ -128,7 +134,7 @@ EVERY_KERNEL = [{"rounds": 2, "rank": 84}, {"cell": "mlstm"}, {"cell": "rlstm"}]
 
 def test_every_kernel_compiles_for_an_h100_and_spills_nothing(monkeypatch, tmp_path):
     found = launches(monkeypatch, "bf16", *EVERY_KERNEL).found
-    first = {kernel.fn.__name__: (kernel, args, c) for kernel, args, c in found.values()}
+    first = {case[0].fn.__name__: case for case in found.values()}
     jitted = (v for module in (kernels, rlstm) for v in vars(module).values())
     helpers = {
         "enter",
@@ -141,8 +147,8 @@ def test_every_kernel_compiles_for_an_h100_and_spills_nothing(monkeypatch, tmp_p
         "store_gradient",
     }
     assert set(first) == {v.fn.__name__ for v in jitted if hasattr(v, "arg_names")} - helpers
-    for kernel, args, constants in first.values():
-        assert_fits(compiled(kernel, args, constants), tmp_path)
+    for case in first.values():
+        assert_fits(compiled(*case), tmp_path)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -155,8 +161,10 @@ def test_the_softmax_compiles(dtype, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batch, size", [(64, 912), (20, 1150), (20, 240), (1, 912)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_form_of_a_kernel_compiles(precision, monkeypatch, tmp_path):
+def test_every_form_of_a_kernel_compiles(precision, batch, size, monkeypatch, tmp_path):
     options = [*EVERY_KERNEL, {}, {"rounds": 1}, {"rounds": 4, "zigzag": False}]
-    for kernel, args, constants in launches(monkeypatch, precision, *options).found.values():
-        assert_fits(compiled(kernel, args, constants), tmp_path)
+    found = launches(monkeypatch, precision, *options, batch=batch, size=size).found
+    for case in found.values():
+        assert_fits(compiled(*case), tmp_path)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-ALIGN = 16
+ALIGN = 32
 
 
 @triton.jit
@@ -52,17 +52,31 @@ def accumulate(
     PRECISION: tl.constexpr,
 ):
     """acc + a[m] @ w[n].T; rows of a are A_M apart, those of w W_N, its columns W_K."""
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK)
-        rows = tl.load(
-            a + m[:, None] * A_M + k[None, :], (m[:, None] < B) & (k[None, :] < K), other=0.0
-        )
-        columns = tl.load(
-            w + n[None, :] * W_N + k[:, None] * W_K,
-            (n[None, :] < N) & (k[:, None] < K),
-            other=0.0,
-        )
-        acc = tl.dot(rows, columns, acc, input_precision=PRECISION)
+    if acc.shape[0] == 1:  # one stream: no product of blocks, which would take 16
+        BN: tl.constexpr = acc.shape[1]
+        part = tl.zeros((BK, BN), tl.float32)
+        for k0 in range(0, K, BK):
+            k = k0 + tl.arange(0, BK)
+            row = tl.load(a + k, k < K, other=0.0).to(tl.float32)
+            columns = tl.load(
+                w + n[None, :] * W_N + k[:, None] * W_K,
+                (n[None, :] < N) & (k[:, None] < K),
+                other=0.0,
+            )
+            part += row[:, None] * columns.to(tl.float32)
+        acc += tl.sum(part, 0)[None, :]
+    else:
+        for k0 in range(0, K, BK):
+            k = k0 + tl.arange(0, BK)
+            rows = tl.load(
+                a + m[:, None] * A_M + k[None, :], (m[:, None] < B) & (k[None, :] < K), other=0.0
+            )
+            columns = tl.load(
+                w + n[None, :] * W_N + k[:, None] * W_K,
+                (n[None, :] < N) & (k[:, None] < K),
+                other=0.0,
+            )
+            acc = tl.dot(rows, columns, acc, input_precision=PRECISION)
     return acc
 
 
