@@ -1,8 +1,10 @@
-"""A loopback stand-in for the dataset hub: what `datasets.load_dataset` asks of it, and no more.
+"""A loopback stand-in for the hub: what `datasets.load_dataset` asks of it, and what `HfApi` and
+`snapshot_download` ask to upload a model and to fetch it, and no more.
 
-Serves REPOS/<org>/<name>/<main or refs_convert_parquet>/… as data set repositories.
+Serves REPOS/<org>/<name>/<main or refs_convert_parquet>/… as repositories of data sets and models.
 """
 
+import base64
 import hashlib
 import http.server
 import json
@@ -12,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+TOKEN = "hf_standin"
 COMMITS = {"main": "a" * 40, "refs_convert_parquet": "b" * 40}
 
 
@@ -65,11 +68,63 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("content-length", 0)))
+
+    def do_PUT(self) -> None:
+        """A large file, on its way into a commit that names it by its hash."""
+        large, body = self.repos / ".large", self.body()
+        large.mkdir(exist_ok=True)
+        (large / hashlib.sha256(body).hexdigest()).write_bytes(body)
+        self.reply({})
+
+    def upload(self, parts: list[str], body: bytes) -> None:
+        """What a client asks while it makes a repository and commits files to it."""
+        if self.headers.get("authorization") != f"Bearer {TOKEN}":
+            return self.reply({"error": "Invalid username or password."}, 401)
+        if parts == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            (self.repos / name / "main").mkdir(parents=True, exist_ok=True)
+            return self.reply({"url": f"{self.host()}/{name}", "name": name})
+        if parts[2:] == ["info", "lfs", "objects", "batch"]:
+            objects = [
+                {**o, "actions": {"upload": {"href": f"{self.host()}/large/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
+            ]
+            return self.reply({"transfer": "basic", "objects": objects})
+        if parts == ["api", "validate-yaml"]:
+            return self.reply({"errors": [], "warnings": []})
+        root = self.repos / parts[2] / parts[3] / "main"
+        if parts[4] == "preupload":
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self.reply({"files": files})
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] in ("file", "lfsFile"):
+                path = root / value["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if line["key"] == "file":
+                    path.write_bytes(base64.b64decode(value["content"]))
+                else:
+                    path.write_bytes((self.repos / ".large" / value["oid"]).read_bytes())
+        url = f"{self.host()}/{'/'.join(parts[2:4])}/commit/{COMMITS['main']}"
+        self.reply({"success": True, "commitOid": COMMITS["main"], "commitUrl": url})
+
+    def host(self) -> str:
+        return f"http://{self.headers['host']}"
+
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        parts = self.parts()
+        body, parts = self.body(), self.parts()
         if "paths-info" not in parts:
-            return self.missing()
+            return self.upload(parts, body)
         root = self.revision(self.repos / parts[2] / parts[3], "/".join(parts[5:]))
         try:
             paths = json.loads(body)["paths"]
@@ -79,7 +134,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = self.parts()
-        if parts[:2] == ["api", "datasets"]:
+        if parts[:2] in (["api", "datasets"], ["api", "models"]):
             repo, rest = self.repos / parts[2] / parts[3], parts[4:]
             if not repo.is_dir():
                 return self.missing("RepoNotFound")
@@ -97,9 +152,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             deep = "recursive=1" in self.path or "recursive=true" in self.path.lower()
             paths = sorted(folder.rglob("*") if deep else folder.iterdir())
             return self.reply([entry(root, path) for path in paths])
-        if parts[:1] == ["datasets"] and "resolve" in parts:
-            root = self.revision(self.repos / parts[1] / parts[2], parts[4])
-            path = root / "/".join(parts[5:])
+        if parts[:1] == ["datasets"]:
+            parts = parts[1:]
+        if parts[2:3] == ["resolve"]:
+            root = self.revision(self.repos / parts[0] / parts[1], parts[3])
+            path = root / "/".join(parts[4:])
             if not path.is_file():
                 return self.missing()
             raw = path.read_bytes()

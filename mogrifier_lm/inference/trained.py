@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.data import UNK, Tokenizer
-from mogrifier_lm.errors import UserError, one_line
+from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.inference.adapt import Adaptation, adaptation
 from mogrifier_lm.inference.counts import read_counts
 from mogrifier_lm.inference.gates import Gates, gates
 from mogrifier_lm.inference.generate import Sampling, sample
+from mogrifier_lm.inference.hub import download
 from mogrifier_lm.inference.lines import Line, read_lines
 from mogrifier_lm.inference.score import Scores, Word, score_lines
 from mogrifier_lm.model import LanguageModel, States
@@ -249,24 +250,14 @@ def load_model(source: str | Path, device: str = "auto") -> TrainedModel:
     Raises:
         UserError: no such model, one that has not been validated yet, or a damaged file.
     """
-    folder = RunFolder(source if Path(source).is_dir() else _from_hub(str(source)))
+    if not Path(source).is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            raise UserError(f"no folder {source}")
+        source = download(str(source))
+    folder = RunFolder(source)
     model = saved_model(folder, check_device(device)).eval()
     model.__class__ = TrainedModel  # which adds methods, and no state of its own
     assert isinstance(model, TrainedModel)
     model.tokenizer = saved_tokenizer(folder)
     model.folder = folder
     return model
-
-
-def _from_hub(name: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"no folder {name}")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise UserError(f"no folder {name}; for the hub: pip install huggingface_hub") from error
-    try:
-        return Path(snapshot_download(name))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"no folder {name}, nor on the hub: {one_line(error)}") from error

@@ -1,9 +1,11 @@
 """A model that is given away is whole, and holds nothing of the machine that made it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mogrifier_lm import load_model
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.commands.export import main
 from tests.conftest import ROOT
+from tests.hub_stand_in import TOKEN, HubStandIn
 
 
 @pytest.fixture
@@ -72,18 +75,52 @@ def test_what_cannot_be_exported_is_one_line(folder: Path) -> None:
             main(**arguments)
 
 
-def test_it_is_uploaded_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    sent: dict[str, Any] = {}
+SCORE = """
+import sys
+from mogrifier_lm import load_model
+from mogrifier_lm.errors import UserError
+text = open("text/test.txt").read()
+for name in sys.argv[1:]:
+    try:
+        lm = load_model(name, device="cpu")
+        print(lm.score(text, "text", adapt=True).totals.nats, lm.counts["<eos>"])
+    except UserError as error:
+        print(error)
+"""
 
-    class Api:
-        def create_repo(self, name: str, exist_ok: bool) -> None:
-            sent["repo"] = name
 
-        def upload_folder(self, folder_path: Path, repo_id: str) -> str:
-            sent["files"] = {f.name for f in folder_path.rglob("*") if f.is_file()}
-            return f"https://hub/{repo_id}"
+@pytest.mark.slow
+def test_it_is_uploaded_and_loaded_by_name(folder: Path) -> None:
+    """The hub's real client, against a stand-in."""
+    repos = folder.parent / "repos"
+    repos.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= {"HF_HOME": str(folder.parent / "hf"), "HF_HUB_DISABLE_XET": "1"}
 
-    monkeypatch.setattr(hub, "HfApi", Api)
-    main(run="run", to="out", hub="me/lm")
-    assert sent["repo"] == "me/lm" and {"README.md", "model.safetensors"} <= sent["files"]
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments], env=environment | more, capture_output=True, text=True
+        )
+
+    export = [str(ROOT / "scripts/export.py"), "run=run", "hub=me/lm"]
+    with HubStandIn(repos) as hub:
+        environment |= {"HF_ENDPOINT": hub.url}
+        refused = run(*export, "to=refused")
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr
+        assert "error: hub=me/lm: " in refused.stderr and "hf auth login" in refused.stderr
+        assert not Path("refused").exists(), "nothing is made for a hub that refuses"
+        done = run(*export, "to=out", HF_TOKEN=TOKEN)
+        assert done.returncode == 0 and f"{hub.url}/me/lm" in done.stdout, done.stderr
+        files = [
+            {str(f.relative_to(top)): f.read_bytes() for f in top.rglob("*") if f.is_file()}
+            for top in (Path("out"), repos / "me/lm/main")
+        ]
+        assert files[0] == files[1] and len(files[0]) == 6
+        done = run("-c", SCORE, "run", "me/lm", "me/nothing", "me/lm/more")
+        ours, theirs, nothing, more = done.stdout.splitlines()
+    assert ours == theirs
+    assert nothing.startswith("no folder me/nothing, nor on the hub: ") and "404" in nothing
+    assert more == "no folder me/lm/more"
+    there, unreached = run("-c", SCORE, "me/lm", "me/other").stdout.splitlines()
+    assert there == ours, "what was fetched once is there without a connection"
+    assert unreached.startswith("no folder me/other, nor on the hub: ")

@@ -12,7 +12,6 @@ weights in fp32, and a byte a weight beside bf16; adapt=false leaves them out.
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.cli import script
@@ -32,6 +31,7 @@ def main(
     from mogrifier_lm.files import read_json
     from mogrifier_lm.inference.adapt import adaptation
     from mogrifier_lm.inference.counts import training_counts, write_counts
+    from mogrifier_lm.inference.hub import hub as asked
     from mogrifier_lm.reports.card import card
     from mogrifier_lm.runs.build import saved_corpus, saved_model, saved_tokenizer
     from mogrifier_lm.runs.folder import RunFolder
@@ -44,6 +44,9 @@ def main(
     if data:
         config = replace(config, data=replace(config.data, dir=data))
     corpus = saved_corpus(source, config)
+    if hub:
+        with asked(f"hub={hub}") as package:
+            package.HfApi().create_repo(hub, exist_ok=True)
     made = read_json(source.provenance, required=True)
     page = card(config, source.read_summary(), made, dtype)
     target.path.mkdir(parents=True, exist_ok=True)
@@ -64,21 +67,8 @@ def main(
     size = sum(file.stat().st_size for file in target.path.rglob("*") if file.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
     if hub:
-        _upload(target.path, hub)
-
-
-def _upload(folder: Path, hub: str) -> None:
-    try:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise UserError("hub=NAME needs huggingface_hub: pip install huggingface_hub") from error
-    try:
-        api = HfApi()
-        api.create_repo(hub, exist_ok=True)
-        print(api.upload_folder(folder_path=folder, repo_id=hub))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"hub={hub}: {str(error).splitlines()[0]}") from error
+        with asked(f"hub={hub}") as package:
+            print(package.HfApi().upload_folder(folder_path=target.path, repo_id=hub))
 
 
 command = partial(script, main)
