@@ -21,7 +21,7 @@ import hydra
 from mogrifier_lm.config import CONFIG_DIR
 from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.explain import EXPECTED, explain, is_of_composing, of_launcher
-from mogrifier_lm.launch.job import check_command, train_job
+from mogrifier_lm.launch.job import check_run, train_job
 from mogrifier_lm.launch.overrides import as_meant
 from mogrifier_lm.terminal import plain
 from mogrifier_lm.training import parallel
@@ -65,7 +65,7 @@ def train() -> None:
 
     def run() -> None:
         try:
-            check_command(sys.argv[1:])
+            check_run(sys.argv[1:])
             main(train_job)()
         except Exception:
             if parallel.RANK:  # where the first has failed too, torchrun ends this one meanwhile

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -23,7 +24,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mogrifier_lm.config import (
     CONFIG_DIR,
@@ -37,7 +39,13 @@ from mogrifier_lm.config import (
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.launch.explain import explain
-from mogrifier_lm.launch.overrides import as_meant, as_values, quoted, resume_config, without_effect
+from mogrifier_lm.launch.overrides import (
+    as_chosen,
+    as_meant,
+    as_values,
+    resume_config,
+    without_effect,
+)
 from mogrifier_lm.launch.signals import Interrupted, end_by, endable
 from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.reports.folders import Run
@@ -159,18 +167,55 @@ register()  # on import, as a launcher's processes have nothing of ours but `tra
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run with, not yet validated."""
+    return _composed(overrides)[0]
+
+
+def _composed(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+    """The config of a command, and Hydra's own."""
     check_command(overrides)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        return hydra.compose("config", overrides=[as_meant(o) for o in overrides])
+        node = hydra.compose(
+            "config", overrides=[as_meant(o) for o in overrides], return_hydra_config=True
+        )
+    with open_dict(node):
+        own = node.pop("hydra")
+    as_chosen(node, own.runtime.choices, overrides)
+    return node, own
+
+
+def check_run(arguments: Sequence[str]) -> None:
+    """Refuse a command before Hydra makes a folder for its run.
+
+    Raises:
+        UserError: as `check_command`, and of a run that begins as `validate`.
+    """
+    check_command(arguments)
+    if not any(argument.startswith("-") for argument in arguments):
+        node, own = _composed(arguments)
+        if own.mode != RunMode.MULTIRUN and not node.resume:
+            validate(node)
+
+
+def kept_by_recipe(node: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """What a recipe says in the place of a group that is chosen beside it, a line for each."""
+    given, lines = as_values(overrides), []
+    if groups := given.keys() & {"model", "regularization", "optimizer", "trainer"}:
+        if recipe := given.pop("experiment", None):
+            plain = hydra.compose("config", overrides=[f"{k}={v}" for k, v in given.items()])
+            for group in sorted(groups):
+                kept = [f"{k}={v}" for k, v in node[group].items() if v != plain[group][k]]
+                if kept:
+                    lines.append(
+                        f"{group}={given[group]}: {', '.join(kept)} stay as experiment={recipe} "
+                        f"has them; {group}.KEY=VALUE changes them"
+                    )
+    return lines
 
 
 def compose_grid(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Key → values of the grid that `python train.py OVERRIDES` sweeps; {} where it is no sweep."""
-    check_command(overrides)
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        node = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-        params = node.hydra.sweeper.get("params") or {}
-        parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()])
+    params = _composed(overrides)[1].sweeper.get("params") or {}
+    parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()])
     return {o.get_key_element(): list(o.sweep_string_iterator()) for o in parsed}
 
 
@@ -193,6 +238,7 @@ def _job(node: DictConfig, folder: RunFolder) -> float:
     """A run, and the report of the sweep that it is of."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
+    as_chosen(node, hydra_config.runtime.choices, overrides)
     if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
         if parallel.RANK:
             return _follow(node, folder, overrides)
@@ -267,6 +313,8 @@ def run_in(
                 return objective(folder.read_summary())
         for key in without_effect(config, overrides):
             log.warning("%s has no effect beside the other settings", key)
+        for line in kept_by_recipe(node, overrides):
+            log.warning("%s", line)
         # Written before torch is imported: from here on a run that is killed can be resumed.
         save_config(config, folder.config)
         begun = True
@@ -287,9 +335,11 @@ def run_in(
             with open(folder.log, "a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
         if isinstance(error, KeyboardInterrupt) and begun:
-            sweep = f"the same command with hydra.sweep.dir={quoted(str(folder.path.parent))}"
-            alone = f"python train.py resume={quoted(str(folder))}"
-            raise KeyboardInterrupt(f"{sweep if in_sweep else alone} goes on") from error
+            typed = (
+                f"hydra.sweep.dir={shown(folder.path.parent)}" if in_sweep else f"resume={folder}"
+            )
+            command = "the same command with" if in_sweep else "python train.py"
+            raise KeyboardInterrupt(f"{command} {shlex.quote(typed)} goes on") from error
         raise
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -48,6 +48,18 @@ def as_meant(override: str, several: bool = False) -> str:
     if key.lstrip("+") not in PATHS or given or (several and "," in value):
         return override
     return f"{key}={quoted(os.path.expanduser(value))}"
+
+
+def as_chosen(node: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]) -> None:
+    """Let model=lstm be without rounds also where a recipe gives some; model.rounds=N has them.
+
+    Args:
+        node: the config, changed in place.
+        choices: group → option, as chosen in the end.
+        overrides: of the command line.
+    """
+    if choices["model"] == "lstm" and "model.rounds" not in as_values(overrides):
+        node.model.rounds = 0
 
 
 # Keys that do something only where the condition holds.

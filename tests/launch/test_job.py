@@ -12,6 +12,7 @@ from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.tracking.tracker import Tracker
 from mogrifier_lm.training import checkpoint
 from tests.conftest import compose_config
+from tests.runs.test_run import train
 
 
 @pytest.mark.usefixtures("own_wandb")
@@ -37,3 +38,38 @@ def test_the_id_in_an_older_checkpoint_is_gone_on_with(
     tracked_run(config, RunFolder(tmp_path), [])
     assert json.loads((tmp_path / "wandb.json").read_text()) == {"run_id": "old7"}
     assert list(tmp_path.glob("wandb/offline-run-*-old7"))
+
+
+@pytest.mark.parametrize(
+    "overrides, rounds",
+    [
+        (["experiment=ptb_small", "model=lstm"], 0),
+        (["experiment=ptb_small", "model=lstm", "model.rounds=3"], 3),
+        (["experiment=ptb_small"], 4),
+        (["experiment=ptb_small", "model=mogrifier"], 4),
+        (["sweep=ptb_ablation", "model=lstm"], 0),
+        (["model=lstm"], 0),
+        (["experiment=ptb_lstm_24m"], 0),
+        (["experiment=ptb_lstm_24m", "model=mogrifier"], 5),
+    ],
+)
+def test_the_lstm_has_no_rounds_also_beside_a_recipe(overrides: list[str], rounds: int) -> None:
+    assert compose_config(overrides).model.rounds == rounds
+
+
+def test_a_run_says_what_stays_of_its_recipe(small: list[str], tmp_path: Path) -> None:
+    """The same where Hydra composes as where `compose` does."""
+    done = train(
+        [*small, "experiment=ptb_small", "model=lstm", "regularization=none", "optimizer=sgd",
+         "optimizer.lr=1", "regularization.output_dropout=0.1", "trainer.max_steps=1",
+         "hydra.run.dir=run"], tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "run/train.log").read_text()
+    assert "model=lstm: num_layers=2, skip_sum=True stay as experiment=ptb_small has them" in said
+    assert (
+        "regularization=none: input_dropout=0.25, inter_layer_dropout=0.25, state_dropout=0.1 "
+        in said
+    )
+    assert "optimizer=sgd: averaging=two_tailed stay" in said
+    assert " lstm rounds 0, 2 x 12" in said
+    assert json.loads((tmp_path / "run/summary.json").read_text())["rounds"] == 0

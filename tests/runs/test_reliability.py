@@ -59,6 +59,23 @@ def test_a_run_that_is_told_to_end_loses_no_step(small: list[str], tmp_path: Pat
     assert metrics(cut) == metrics(tmp_path / "whole")
 
 
+def test_ctrl_c_prints_the_command_that_goes_on(small: list[str], tmp_path: Path) -> None:
+    cut = tmp_path / "it's (mine)"
+    arguments = [*small, *LONG, "trainer.max_steps=100000", f"hydra.run.dir={cut}"]
+    process, said = signalled(arguments, cut, 3, signal.SIGINT)
+    assert process.returncode == 130, said
+    last = said.splitlines()[-1]
+    assert last.startswith("interrupted; python train.py ") and last.endswith(" goes on")
+    typed = last.removeprefix("interrupted; python ").removesuffix(" goes on")
+    done = subprocess.run(
+        f"{sys.executable} {ROOT}/{typed} trainer.max_steps=1", shell=True, cwd=tmp_path,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout
+    assert RunFolder(cut).read_summary()["status"] == "completed"
+
+
 @pytest.fixture(scope="module")
 def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A completed run which evaluate.py has added scores to."""

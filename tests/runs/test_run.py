@@ -189,6 +189,11 @@ BAD = {
 }
 
 
+# What a value says by itself is said once, before there is a folder; the rest needs text or device.
+EARLY = {o for o in BAD if o.startswith(("model.h", "reg", "trainer.m", "optimizer.", "trainer.p"))}
+EARLY |= {"trainer.bptt=0", "model.num_params=1e6", "model.rounds=x", "lr=0.1", "rounds=3"}
+
+
 @pytest.mark.parametrize("override", BAD)
 def test_bad_input_is_one_clear_line(override: str, small: list[str], tmp_path: Path) -> None:
     base = small if override != "data=text" else [o for o in small if "data.dir" not in o]
@@ -198,6 +203,8 @@ def test_bad_input_is_one_clear_line(override: str, small: list[str], tmp_path: 
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and BAD[override] in last
     assert not list(tmp_path.rglob("checkpoints"))
+    if override in EARLY:
+        assert done.stderr.strip() == last and not done.stdout and not [*tmp_path.iterdir()]
     for path in tmp_path.rglob("summary.json"):
         assert json.loads(path.read_text())["status"] == "failed"
 

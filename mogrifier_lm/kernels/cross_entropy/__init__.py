@@ -57,7 +57,7 @@ def resolve(backend: str, device: str | torch.device, *, dtype: torch.dtype = to
     if reason is None:
         return fastest if backend == "auto" else backend
     if backend != "auto":
-        raise ValueError(f"backend is {backend}, but {reason}")
+        raise ValueError(f"backend is {backend}, but {reason}; auto takes the fastest that can run")
     if torch.device(device).type in ("cpu", "cuda"):
         _say(reason)
     return "chunked"

@@ -60,7 +60,7 @@ def resolve(
     if reason is None:
         return fastest if backend == "auto" else backend
     if backend != "auto":
-        raise ValueError(f"backend is {backend}: {reason}")
+        raise ValueError(f"backend is {backend}: {reason}; auto takes the fastest that can run")
     if torch.device(device).type in ("cpu", "cuda"):
         _say(reason)
     return "fused"
