@@ -1,7 +1,10 @@
-"""The machine that a process runs on."""
+"""The machine that a process runs on, and what it was started among."""
 
 import os
 from pathlib import Path
+
+RANK = int(os.environ.get("RANK", 0))  # of this process, from 0
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # of one run; torchrun sets both
 
 
 def lent_cores() -> int:

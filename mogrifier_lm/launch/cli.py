@@ -23,8 +23,8 @@ from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.explain import EXPECTED, explain, is_of_composing, of_launcher
 from mogrifier_lm.launch.job import check_run, train_job
 from mogrifier_lm.launch.overrides import as_meant
+from mogrifier_lm.machine import RANK
 from mogrifier_lm.terminal import plain
-from mogrifier_lm.training import parallel
 
 
 def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
@@ -56,7 +56,7 @@ def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
 
 def train() -> None:
     """The command `python train.py`."""
-    if parallel.RANK:  # the first process speaks for all
+    if RANK:  # the first process speaks for all
         logging.disable(logging.CRITICAL)
         os.environ["TQDM_DISABLE"] = "1"
     several = bool({"-m", "--multirun"} & set(sys.argv))
@@ -68,7 +68,7 @@ def train() -> None:
             check_run(sys.argv[1:])
             main(train_job)()
         except Exception:
-            if parallel.RANK:  # where the first has failed too, torchrun ends this one meanwhile
+            if RANK:  # where the first has failed too, torchrun ends this one meanwhile
                 time.sleep(5)
             raise
 

@@ -48,6 +48,7 @@ from mogrifier_lm.launch.overrides import (
 )
 from mogrifier_lm.launch.signals import Interrupted, end_by, endable
 from mogrifier_lm.launch.tracked import tracked_run
+from mogrifier_lm.machine import PROCESSES, RANK
 from mogrifier_lm.reports.folders import Run
 from mogrifier_lm.reports.table import objective
 from mogrifier_lm.runs.folder import (
@@ -59,7 +60,6 @@ from mogrifier_lm.runs.folder import (
     locked,
 )
 from mogrifier_lm.terminal import shown
-from mogrifier_lm.training import parallel
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,11 @@ log = logging.getLogger(__name__)
 @functools.cache
 def run_dir(resume: str | None) -> str:
     """The folder of a run: that of the run to resume, else a new one named by date and time."""
-    return parallel.first(lambda: _claim(resume))
+    if PROCESSES == 1:
+        return _claim(resume)
+    from mogrifier_lm.training.parallel import Processes
+
+    return Processes().first(lambda: _claim(resume))
 
 
 def _claim(resume: str | None) -> str:
@@ -240,7 +244,7 @@ def _job(node: DictConfig, folder: RunFolder) -> float:
     overrides = list(hydra_config.overrides.task)
     as_chosen(node, hydra_config.runtime.choices, overrides)
     if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
-        if parallel.RANK:
+        if RANK:
             return _follow(node, folder, overrides)
         try:
             with folder.locked():
@@ -248,7 +252,7 @@ def _job(node: DictConfig, folder: RunFolder) -> float:
         finally:
             if sweep := folder.sweep():  # a run of a sweep goes on alone
                 _report(sweep)
-    if parallel.SIZE > 1:
+    if PROCESSES > 1:
         raise UserError("torchrun is for one run; a sweep is started without it")
     if "basic" not in hydra_config.launcher._target_:
         _among_others(hydra_config.job.num)

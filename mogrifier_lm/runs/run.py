@@ -92,13 +92,13 @@ def run(
         log.info("going on after step %d", trainer.progress.step)
     if not processes.is_first:
         trainer.fit()
-        processes.part()
+        processes.leave()
         return {}
     values = dataclasses.asdict(config)
     values["model"]["hidden_size"] = _hidden_size(model)
     values["trainer"]["device"] = device
     trainer.fit(*([open_tracker(values)] if open_tracker else []))
-    processes.part()
+    processes.leave()
     log.info("scoring the best weights")
     results = dict(score(config, model, corpus, SCORED, folder))
     summary = _summary(config, trainer) | entries(results, corpus, SCORED)

@@ -10,17 +10,16 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from mogrifier_lm.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mogrifier_lm.machine import PROCESSES, RANK
 
 Value = TypeVar("Value")
-
-RANK = int(os.environ.get("RANK", 0))
-SIZE = int(os.environ.get("WORLD_SIZE", 1))  # both set by torchrun
 
 
 class Processes:
@@ -32,11 +31,8 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self.rank, self.size = RANK, SIZE
+        self.rank, self.size = RANK, PROCESSES
         if self.size > 1:
-            import torch
-            import torch.distributed as dist
-
             if not dist.is_initialized():
                 both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
                 # The others wait as long as the first reads data and validates; one that has died
@@ -66,9 +62,6 @@ class Processes:
         """What `compute` gives in the first process; the others wait for it."""
         if self.size == 1:
             return compute()
-        import torch
-        import torch.distributed as dist
-
         box = [compute() if self.is_first else None]
         dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]  # type: ignore[return-value]
@@ -86,9 +79,6 @@ class Processes:
         """Seconds, the first process's, so that all decide alike."""
         if self.size == 1:
             return time.monotonic()
-        import torch
-        import torch.distributed as dist
-
         now = torch.tensor(time.monotonic(), dtype=torch.float64)
         dist.broadcast(now, 0)
         return float(now)
@@ -97,45 +87,29 @@ class Processes:
         """The largest of what the processes give."""
         if self.size == 1:
             return number
-        import torch
-        import torch.distributed as dist
-
         largest = torch.tensor(number)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
-    def add_up(self, tensors: list["Tensor"]) -> None:
+    def add_up(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
         if self.size == 1:
             return
-        import torch
-        import torch.distributed as dist
-
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
-    def gather(self, tensor: "Tensor") -> "Tensor":
+    def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, one after the other along their first dimension."""
         if self.size == 1:
             return tensor
-        import torch
-        import torch.distributed as dist
-
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """End what the processes have in common: each is alone from here on."""
         if self.size > 1:
-            import torch.distributed as dist
-
             dist.destroy_process_group()
             self.size = 1
-
-
-def first(compute: Callable[[], Value]) -> Value:
-    """`Processes().first`, without torch where there is one process."""
-    return Processes().first(compute) if SIZE > 1 else compute()
