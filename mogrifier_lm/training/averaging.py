@@ -1,16 +1,17 @@
 """Averages of the weights over training: evaluation sees the average, training goes on raw.
 
 Every rule (`RULES`) has one interface. `update` follows each optimizer step; at a validation all
-`candidates` are scored and `validated` names the one that evaluation uses from there:
+`candidates` are scored and `after_validation` names the one that evaluation uses from there:
 
     candidates = averaging.candidates()
     for name, weights in candidates.items():
         with swapped(averaging, weights):
             ppl[name] = ...
-    used = averaging.validated(ppl, step)  # candidates[used], with the perplexity ppl[used]
+    used = averaging.after_validation(ppl, step)  # candidates[used], with the perplexity ppl[used]
 """
 
 import copy
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ class Averaging:
         """
         return {"raw": self.parameters} | {k: mean.weights for k, mean in self.begun().items()}
 
-    def validated(self, ppl: Mapping[str, float], step: int) -> str:
+    def after_validation(self, ppl: Mapping[str, float], step: int) -> str:
         """Move the rule on after a validation.
 
         Args:
@@ -138,7 +139,7 @@ class Averaging:
 class Exponential(Averaging):
     """Exponential moving average from the first step on, over about 1 / (1 - decay) steps."""
 
-    def __init__(self, parameters: Iterable[Tensor], *, decay: float = 0.999) -> None:
+    def __init__(self, parameters: Iterable[Tensor], *, decay: float) -> None:
         super().__init__(parameters)
         self.means["average"] = Mean(self.parameters, decay)
 
@@ -166,13 +167,13 @@ class Triggered(Averaging):
     def begun(self) -> dict[str, Mean]:
         return super().begun() if self.started else {}
 
-    def validated(self, ppl: Mapping[str, float], step: int) -> str:
+    def after_validation(self, ppl: Mapping[str, float], step: int) -> str:
         if not self.started:
             self.history.append(_finite(ppl["raw"]))
             if self.triggers(step):
                 self.started = True
                 self.means["average"].clear()
-        return super().validated(ppl, step)
+        return super().after_validation(ppl, step)
 
 
 class NonMonotonic(Triggered):
@@ -189,7 +190,7 @@ class NonMonotonic(Triggered):
         nonmono: n, in validations, at least 1.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], *, nonmono: int = 5) -> None:
+    def __init__(self, parameters: Iterable[Tensor], *, nonmono: int) -> None:
         super().__init__(parameters)
         self.nonmono = nonmono
 
@@ -203,27 +204,21 @@ class Tail(Triggered):
 
     Args:
         patience: starts after so many validations without improvement (its flag
-            trigger_averaging_turns); None: never so.
+            trigger_averaging_turns).
         start_step: starts at the first validation at or after this step (its flag
             trigger_averaging_at_the_latest; 0: from the first step on); None: never so.
     """
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        *,
-        patience: int | None = 50,
-        start_step: int | None = None,
+        self, parameters: Iterable[Tensor], *, patience: int, start_step: int | None = None
     ) -> None:
         super().__init__(parameters)
-        if patience is None and start_step is None:
-            raise ValueError("the average would never start: give patience or start_step")
-        self.patience, self.start_step = patience, start_step
+        self.patience = patience
+        self.start_step = math.inf if start_step is None else start_step
         self.started = start_step == 0
 
     def triggers(self, step: int) -> bool:
-        stalled = self.patience is not None and _since_best(self.history) >= self.patience
-        return stalled or (self.start_step is not None and step >= self.start_step)
+        return _since_best(self.history) >= self.patience or step >= self.start_step
 
 
 class TwoTailed(Averaging):
@@ -234,7 +229,7 @@ class TwoTailed(Averaging):
     else if FS stagnates, the short one begins anew. Then evaluation uses the raw weights if L > 1
     and F1 ≤ FL (and if L spans one validation interval only, both means begin anew), else the long
     mean. Made for a constant learning rate. A mean that becomes the long one is still called
-    "short" by the `validated` that makes it so: its score has that name.
+    "short" by the validation that makes it so: its score has that name.
 
     Args:
         patience: a mean stagnates after so many validations without improving on itself (in the
@@ -243,13 +238,13 @@ class TwoTailed(Averaging):
 
     saved = ("history",)
 
-    def __init__(self, parameters: Iterable[Tensor], *, patience: int = 3) -> None:
+    def __init__(self, parameters: Iterable[Tensor], *, patience: int) -> None:
         super().__init__(parameters)
         self.patience = patience
         self.means = {name: Mean(self.parameters) for name in ("long", "short")}
         self.history: dict[str, list[float]] = {"long": [], "short": []}  # since each mean began
 
-    def validated(self, ppl: Mapping[str, float], step: int) -> str:
+    def after_validation(self, ppl: Mapping[str, float], step: int) -> str:
         if "short" not in ppl:  # no step since the last validation
             return "long" if "long" in ppl else "raw"
         loss = {name: _finite(value) for name, value in ppl.items()}

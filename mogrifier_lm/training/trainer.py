@@ -362,7 +362,7 @@ class Trainer:
         for name, weights in candidates.items():
             with swapped(self.averaging, weights), self._precision():
                 scores[name] = self.processes.first(self.validate)
-        chosen = self.averaging.validated({k: s.unit_ppl for k, s in scores.items()}, p.step)
+        chosen = self.averaging.after_validation({k: s.unit_ppl for k, s in scores.items()}, p.step)
         score = scores[chosen]
         ppl = score.unit_ppl
         improved = ppl < p.best_ppl
