@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 MEASURES = ("words", "bytes", "characters", "unknown")  # of a split
 VOCABULARY = "vocabulary.json"
-CACHE_FORMAT = 2  # raised when the files of a cache entry change their meaning
+CACHE_FORMAT = 3  # raised when the files of a cache entry change their meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,22 +71,23 @@ def load_corpus(source: DataConfig, tokenizer: TokenizerConfig | None = None) ->
         fill_folder(entry, lambda tmp: _tokenize(parts, source, tokenizer, tmp))
     facts = read_json(entry / "splits.json", required=True)
     floors = read_json(place / "floor.json") if source.name == "synthetic" else {}
+    vocabulary = load_tokenizer(entry / VOCABULARY)
     splits = {
         split: Split(
-            ids=np.load(entry / f"{split}.npy", mmap_mode="r"),
+            ids=np.memmap(entry / f"{split}.ids", vocabulary.dtype, "r"),
             **{key: facts[split][key] for key in MEASURES},
             sha256=hashes[split],
             floor_nats=floors.get(split),
         )
         for split in SPLITS
     }
-    corpus = Corpus(name=source.name, tokenizer=load_tokenizer(entry / VOCABULARY), splits=splits)
+    corpus = Corpus(name=source.name, tokenizer=vocabulary, splits=splits)
     for split in SPLITS:
         for note in facts[split]["notes"]:
             log.info("%s, %s: %s", source.name, split, note)
-    _compare_counts(corpus, source)
-    if not source.expected:
-        _warn(corpus, source, {split: facts[split]["other form"] for split in SPLITS})
+    other_forms = {split: facts[split]["other form"] for split in SPLITS}
+    for doubt in _doubts(corpus, source, other_forms):
+        log.warning("%s: %s", source.name, doubt)
     return corpus
 
 
@@ -130,26 +131,14 @@ def _tokenize(
     for split in SPLITS:
         reader, text = blocks(split, tokenizer.form, "cutting")
         counts = Counter(dict.fromkeys(MEASURES, 0))
-        with open(out / f"{split}.npy", "wb") as file:
-            dtype, size = tokenizer.dtype, 0
-            _write_header(file, dtype, size)
+        with open(out / f"{split}.ids", "wb") as file:
             for block in text:
                 ids = tokenizer.encode_block(block)
-                size += len(ids)
                 file.write(ids.data)
                 counts.update(measure(block, kind.unit))
                 counts["unknown"] += int((ids == tokenizer.index.get(UNK, -1)).sum())
-            _write_header(file, dtype, size)
-        found = reader.counts["form"]
-        facts[split] = {**counts, "other form": found, "notes": reader.notes()}
+        facts[split] = {**counts, "other form": reader.counts["form"], "notes": reader.notes()}
     (out / "splits.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _write_header(file: BinaryIO, dtype: np.dtype[Any], size: int) -> None:
-    """Write a .npy file's header, anew too: its length does not depend on the size."""
-    file.seek(0)
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (size,)}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _shown(part: Part, doing: str) -> Iterator[bytes]:
@@ -185,48 +174,40 @@ def _taken(path: Path, kind: type[Tokenizer], form: Form) -> Tokenizer:
     return WordTokenizer(list(dict.fromkeys([*words_of(text.decode()), EOS])), form)
 
 
-def _compare_counts(corpus: Corpus, source: DataConfig) -> None:
-    unit = corpus.tokenizer.unit
-    counts = {
-        s: split.words if unit == "word" else len(split.ids) for s, split in corpus.splits.items()
-    }
-    if corpus.tokenizer.name != "sentencepiece":
-        counts["types"] = len(corpus.tokenizer)
-    for what, expected in vars(source.expected).items() if source.expected else ():
-        if expected is not None and counts.get(what, expected) != expected:
-            log.warning(
-                "%s: %s %s, published %s: perplexities do not compare with the literature's",
-                corpus.name,
-                f"{counts[what]:,}",
-                what if what == "types" else f"{what} tokens",
-                f"{expected:,}",
-            )
-
-
-def _warn(corpus: Corpus, source: DataConfig, other_form: Mapping[str, int]) -> None:
-    """Say what makes the figures of a text misleading, and what to do."""
-    name, splits = corpus.name, corpus.splits
-    if splits["train"].unknown == 0 and (splits["valid"].unknown or splits["test"].unknown):
-        log.warning(
-            "%s: %.2f %% of the validation and %.2f %% of the test tokens are unknown words, and "
-            "the training text holds no <unk> to learn from: tokenizer.min_count=2 reads its rare "
-            "words as such",
-            name,
-            *(100 * splits[s].unknown / len(splits[s].ids) for s in ("valid", "test")),
-        )
+def _doubts(corpus: Corpus, source: DataConfig, other_forms: Mapping[str, int]) -> Iterator[str]:
+    """What makes the figures of a text misleading, and what to do."""
+    splits, tokenizer = corpus.splits, corpus.tokenizer
+    if source.expected:
+        words = tokenizer.unit == "word"
+        counts = {f"{k} tokens": s.words if words else len(s.ids) for k, s in splits.items()}
+        if tokenizer.name != "sentencepiece":
+            counts["types"] = len(tokenizer)
+        for what, count in counts.items():
+            published = getattr(source.expected, what.removesuffix(" tokens"))
+            if published not in (None, count):
+                yield (
+                    f"{count:,} {what}, published {published:,}: perplexities do not compare with "
+                    "the literature's"
+                )
+        return
     train = splits["train"]
-    if corpus.tokenizer.name == "word" and train.characters > LONG_WORD * train.words:
-        log.warning(
-            "%s: its words have %.0f characters on average, so white space does not part them, "
-            "and perplexity means little: tokenizer=sentencepiece or tokenizer=char",
-            name,
-            train.characters / train.words,
+    valid, test = (100 * splits[s].unknown / len(splits[s].ids) for s in ("valid", "test"))
+    if train.unknown == 0 and (valid or test):
+        yield (
+            f"{valid:.2f} % of the validation and {test:.2f} % of the test tokens are unknown "
+            "words, and the training text holds no <unk> to learn from: tokenizer.min_count=2 "
+            "reads its rare words as such"
         )
-    shares = {s: other_form[s] / splits[s].words for s in splits}
+    if tokenizer.name == "word" and train.characters > LONG_WORD * train.words:
+        yield (
+            f"its words have {train.characters / train.words:.0f} characters on average, so white "
+            "space does not part them, and perplexity means little: tokenizer=sentencepiece or "
+            "tokenizer=char"
+        )
+    shares = {split: other_forms[split] / splits[split].words for split in splits}
     if source.normalize == "none" and max(shares.values()) - min(shares.values()) > 1e-3:
-        log.warning(
-            "%s: words with zero-width characters, other spaces or decomposed accents are %s: "
-            "data.normalize=clean makes them one form",
-            name,
-            ", ".join(f"{share:.1%} of {split}" for split, share in shares.items()),
+        found = ", ".join(f"{share:.1%} of {split}" for split, share in shares.items())
+        yield (
+            f"words with zero-width characters, other spaces or decomposed accents are {found}: "
+            "data.normalize=clean makes them one form"
         )

@@ -119,7 +119,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def save(self, path: Path) -> None:
         write_whole(path.with_suffix(".model"), self.model)
-        self._write(path, name=self.name)
+        super().save(path)
 
     @classmethod
     def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:

@@ -25,7 +25,6 @@ MARKERS = dict.fromkeys(("<s>", "</s>"), "") | dict.fromkeys(
 )
 _HIDDEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")  # of no width, and soft hyphens
 _SPACES = re.compile("[\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
-_ODD = re.compile(f"{_HIDDEN.pattern}|{_SPACES.pattern}")
 CHUNK = 1 << 22  # bytes read at a time
 
 
@@ -57,12 +56,6 @@ class Form:
         if self.normalize == "clean":
             text = _SPACES.sub(" ", _HIDDEN.sub("", text))
         return unicodedata.normalize("NFKC" if self.normalize == "nfkc" else "NFC", text)
-
-    def changes(self, text: str) -> bool:
-        """Whether a text is not in this form yet."""
-        if self.normalize == "clean" and _ODD.search(text):
-            return True
-        return not unicodedata.is_normalized("NFKC" if self.normalize == "nfkc" else "NFC", text)
 
 
 PLAIN = Form()
@@ -111,13 +104,8 @@ class Reader:
             UserError: bytes that are not UTF-8, or an <eos> that ends no line.
         """
         if self.unit == "byte":
-            rest = b""
-            for chunk in chunks:
-                rest += chunk
-                cut = max(rest.rfind(b"\n"), rest.rfind(b" ")) + 1
-                yield rest[:cut]
-                rest = rest[cut:]
-            yield rest
+            texts = (chunk.decode("latin-1") for chunk in chunks)
+            yield from (text.encode("latin-1") for text in self._cut(texts))
             return
         for text in self._cut(self._decoded(chunks, name)):
             if self.unit == "word":
@@ -128,10 +116,10 @@ class Reader:
                 if found := re.search(f"[^{SPACE}]{{2,}}", text):
                     raise UserError(f"{name} is not spelled out: it holds the word {found[0]!r}")
                 text = text.replace(" ", "").replace("_", " ")
-            if not text.isascii() and self.other.changes(text):
-                lines = filter(self.other.changes, text.split("\n"))
+            if self.other(text) != text:
+                lines = (line for line in text.split("\n") if self.other(line) != line)
                 words = (word for line in lines for word in words_of(line))
-                self.counts["form"] += sum(map(self.other.changes, words))
+                self.counts["form"] += sum(self.other(word) != word for word in words)
             yield self.form(text).encode()
         if 0 < self.counts[EOS] < self.counts["lines"]:
             raise UserError(
@@ -189,8 +177,8 @@ class Reader:
                 last = rest[cut - 1]
                 yield rest[:cut]
                 rest = rest[cut:]
-        if rest.strip(SPACE) or last != "\n":
-            yield rest if self.unit == "character" else rest + "\n"
+        if self.unit == "byte" or rest.strip(SPACE) or last != "\n":
+            yield rest + "\n" if self.unit == "word" else rest
 
     def _without_ends(self, text: str, name: str) -> str:
         """The text without an <eos> before each end of a line."""

@@ -39,8 +39,9 @@ class Tokenizer(abc.ABC):
         self.eos_id = self.index[EOS]
         self.spellings = list(spellings)
         self.spellings[self.eos_id] = b"\n"
-        # [V] bool: the token begins a word; <eos> is a word.
-        self.starts = np.array([s.startswith((b" ", b"\n")) for s in self.spellings])
+        # [V] bool: the token begins a word, or is all that there is of one; <eos> is a word.
+        whole = self.unit != "word"
+        self.starts = np.array([whole or s.startswith((b" ", b"\n")) for s in self.spellings])
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -60,24 +61,28 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids: single spaces between words, a line break for each <eos>."""
         text = b"".join(self.spellings[i] for i in ids).decode(errors="replace")
-        return text.replace("\n ", "\n").removeprefix(" ")
+        return text.replace("\n ", "\n").removeprefix(" ") if self.unit == "word" else text
 
     def decode_words(self, ids: Iterable[int]) -> list[str]:
         """The words that the ids spell, <eos> among them: one for each true `starts[ids]`."""
+        if self.unit != "word":
+            return [self.vocabulary[i] for i in ids]
         return words_of(self.decode(ids).replace("\n", f" {EOS} "))
 
-    @abc.abstractmethod
     def save(self, path: Path) -> None:
         """Write the file that `load_tokenizer` reads."""
+        values = {"name": self.name, **self._values()}
+        values |= {"form": asdict(self.form)} if self.form != PLAIN else {}
+        write_whole(path, json.dumps(values, ensure_ascii=False))
+
+    def _values(self) -> dict[str, Any]:
+        """What the file holds beside the name and the form."""
+        return {}
 
     @classmethod
     @abc.abstractmethod
     def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:
         """The tokenizer of such a file, which holds `values`."""
-
-    def _write(self, path: Path, **values: Any) -> None:
-        values |= {"form": asdict(self.form)} if self.form != PLAIN else {}
-        write_whole(path, json.dumps(values, ensure_ascii=False))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -166,8 +171,8 @@ class WordTokenizer(Tokenizer):
         words = text.replace(b"\n", f" {EOS} ".encode()).split()
         return np.fromiter(map(self.ids.__getitem__, words), self.dtype, len(words))
 
-    def save(self, path: Path) -> None:
-        self._write(path, name=self.name, words=self.vocabulary)
+    def _values(self) -> dict[str, Any]:
+        return {"words": self.vocabulary}
 
     @classmethod
     def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:
@@ -187,7 +192,6 @@ class CharTokenizer(WordTokenizer):
 
     def __init__(self, vocabulary: Sequence[str], form: Form = PLAIN) -> None:
         super().__init__(vocabulary, form)
-        self.starts[:] = True
         # Code point → id, where that is a character of the vocabulary.
         self.table = np.full(0x110000, -1 if self.ids.unk is None else self.ids.unk, np.int32)
         for i, name in enumerate(self.vocabulary):
@@ -220,12 +224,6 @@ class CharTokenizer(WordTokenizer):
     def split(self, line: str) -> list[str]:
         return list(self.form(line))
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return b"".join(self.spellings[i] for i in ids).decode()
-
-    def decode_words(self, ids: Iterable[int]) -> list[str]:
-        return [self.vocabulary[i] for i in ids]
-
 
 def _code_points(text: bytes) -> np.ndarray:
     return np.frombuffer(text.decode().encode("utf-32-le"), "<u4")
@@ -239,7 +237,6 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         names = [EOS if byte == 10 else f"<0x{byte:02X}>" for byte in range(256)]
         super().__init__(names, (bytes([byte]) for byte in range(256)))
-        self.starts[:] = True
 
     @classmethod
     def train(cls, train: Blocks, others: Blocks = (), *, form: Form = PLAIN) -> Self:
@@ -251,15 +248,6 @@ class ByteTokenizer(Tokenizer):
 
     def split(self, line: str) -> list[str]:
         return self.decode_words(line.encode())
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return bytes(ids).decode(errors="replace")
-
-    def decode_words(self, ids: Iterable[int]) -> list[str]:
-        return [self.vocabulary[i] for i in ids]
-
-    def save(self, path: Path) -> None:
-        self._write(path, name=self.name)
 
     @classmethod
     def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:

@@ -79,7 +79,7 @@ def test_bad_text_is_named(tmp_path: Path, splits: dict[str, str | bytes], messa
     folder = write(tmp_path / "t", **splits)
     with pytest.raises(UserError, match=message):
         load(folder, tmp_path / "c")
-    assert not list((tmp_path / "c").glob("tokens/*/*.npy")), "a half-written cache entry is left"
+    assert not list((tmp_path / "c").glob("tokens/*/*.ids")), "a half-written cache entry is left"
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
