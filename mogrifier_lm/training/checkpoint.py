@@ -12,6 +12,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -232,6 +233,10 @@ def load_weights(model: "LanguageModel", path: Path) -> None:
         raise UserError(f"{path} is damaged: {bad[0]} holds NaN or infinite weights")
 
 
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
 class Files(Protocol):
     """Where a trainer writes: of a run's folder, see `runs.folder.RunFolder`."""
 
@@ -252,7 +257,8 @@ class Checkpoints:
     """The checkpoints of a run. Each is one moment: it holds the best weights of then, too.
 
     The file of the best weights follows from it and is written after it, so that no kill leaves
-    best weights from a future that a resumed run has not seen.
+    best weights from a future that a resumed run has not seen. Training waits for a copy in memory,
+    not for the disk, which takes seconds where the machine is busy: a thread writes.
 
     Args:
         files: where they lie.
@@ -264,29 +270,28 @@ class Checkpoints:
         self._numbers = {files.last: last, files.best: best}
         self._best: dict[str, Tensor] = {}
         self._best_values: dict[str, Any] = {}
-        self._best_is_new = False  # not in its file yet
+        self._written: Mapping[str, Any] = {}  # values of the best weights in their file
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing = self._thread.submit(lambda: None)
 
     def keep_best(self, model: "LanguageModel", values: Mapping[str, Any]) -> None:
         """Take a copy of the weights as the best so far."""
-        state = model.state_dict()
-        self._best = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
-        self._best_values, self._best_is_new = dict(values), True
+        self._best, self._best_values = _copies(model.state_dict()), dict(values)
 
     def keep_weights(self, model: "LanguageModel", values: Mapping[str, Any]) -> None:
         """Write the weights of a validation, where several are kept; `settle` leaves the best."""
         if self._numbers[self.files.best] > 1:
+            self.close()
             save(_at(self.files.best, values["step"]), model.state_dict(), values)
 
     def settle(self, step: int) -> None:
         """Leave those of the last and the best validations up to this step, so many of each."""
         if max(self._numbers.values()) == 1:
             return
-        ppls = {row["step"]: row["valid/ppl"] for row in self.files.rows("valid/ppl")}
-        finite = [step for step, ppl in ppls.items() if ppl < math.inf]
-        orders = {
-            self.files.last: [*reversed(ppls)],
-            self.files.best: sorted(finite, key=ppls.__getitem__),
-        }
+        rows = self.files.rows("valid/ppl")
+        ppls = {row["step"]: row["valid/ppl"] for row in rows if row["step"] <= step}
+        best = sorted((s for s in ppls if ppls[s] < math.inf), key=ppls.__getitem__)
+        orders = {self.files.last: [*reversed(ppls)], self.files.best: best}
         for path, number in self._numbers.items():
             kept = {_at(path, step) for step in orders[path][: number if number > 1 else 0]}
             for other in {*path.parent.glob(_at(path, "*").name)} - kept:
@@ -300,15 +305,32 @@ class Checkpoints:
         model.load_state_dict(self._best)
 
     def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write a checkpoint, and keep the one before it."""
-        metrics.flush(self.files.metrics)  # before what counts its lines
+        """Begin to write a checkpoint of this moment, once the one before it, which is kept, is.
+
+        Raises:
+            UserError: the one before it could not be written.
+        """
+        self.close()
         best = {f"best.{name}": tensor for name, tensor in self._best.items()}
         values = {**values, "best": self._best_values}
-        save(self.files.last, {**tensors, **best}, values, self.files.previous)
-        if self._best_is_new:
-            save(self.files.best, self._best, self._best_values)
-        self._best_is_new = False
+        self._writing = self._thread.submit(self._write, _copies(tensors) | best, values)
+
+    def _write(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        metrics.flush(self.files.metrics)  # before what counts its lines
+        save(self.files.last, tensors, values, self.files.previous)
+        if values["best"] != self._written:
+            save(self.files.best, part(tensors, "best."), values["best"])
+            self._written = values["best"]
         self.settle(values["progress"]["step"])
+
+    def close(self, wait: bool = True) -> None:
+        """See that the last checkpoint is on the disk; without `wait`, if it is done.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if wait or self._writing.done():
+            self._writing.result()
 
     def load(self, processes: Processes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The last checkpoint or, with a line that says so, the one before where it is damaged.
@@ -320,8 +342,7 @@ class Checkpoints:
         """
         path = whole(self.files.last, self.files.previous)
         tensors, values = load(path)
-        is_last = path == self.files.last
-        if not is_last:
+        if path != self.files.last:
             log.warning("%s is damaged: going back to the checkpoint before it", self.files.last)
         if "best" in values:
             self._best, self._best_values = part(tensors, "best."), values["best"]
@@ -329,7 +350,7 @@ class Checkpoints:
             self._best, self._best_values = load(self.files.best)
 
         def bring_files_to_its_moment() -> None:
-            if not is_last:  # the damaged one must not become the previous one
+            if path != self.files.last:  # the damaged one must not become the previous one
                 save(self.files.last, tensors, values)
             if self._best:
                 save(self.files.best, self._best, self._best_values)

@@ -8,6 +8,7 @@ and thread count.
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 
 import torch
@@ -146,17 +147,18 @@ class Trainer:
             track: called with each line of the log of metrics.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss is not finite; a checkpoint cannot be written.
         """
         p, config = self.progress, self.config
         watch = Stopwatch(self.processes.clock)
         saved, mark, mark_tokens = p.seconds, p.training_seconds, p.tokens
         total = total_steps(self.train, self.config)
         bar = progress_bar(total=total, initial=p.step, unit="step")
-        with bar, logging_redirect_tqdm(), HeldSignals() as signals:
+        with closing(self.checkpoints), bar, logging_redirect_tqdm(), HeldSignals() as signals:
             while not p.finished:
                 passes = p.epoch
                 self.step()
+                self.checkpoints.close(wait=False)
                 p.seconds += watch.lap()
                 p.finished = p.why_ended(config)
                 bar.update()
@@ -175,10 +177,11 @@ class Trainer:
                     p.pause(watch.lap())
                     saved = p.seconds
                 if ending:
+                    self.checkpoints.close()
                     signals.deliver(ending)
-        if p.best_ppl == math.inf and not p.since_best:  # resumed with a limit passed before
-            self._validate(track)
-            self.save()
+            if p.best_ppl == math.inf and not p.since_best:  # resumed with a limit passed before
+                self._validate(track)
+                self.save()
         log.info("training ended: %s", p.finished)
         if p.best_ppl == math.inf:
             raise UserError(

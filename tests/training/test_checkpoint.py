@@ -7,7 +7,9 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -199,8 +201,8 @@ def test_the_last_and_the_best_few_are_kept_as_if_never_interrupted(
         method = "save" if kill == "before" else "settle"
         call = getattr(cut.checkpoints, method)
 
-        def dying(*a: Any, call: Any = call, cut: Trainer = cut, step: int = step) -> None:
-            if cut.progress.step == step:
+        def dying(*a: Any, call: Any = call, step: int = step) -> None:
+            if (a[1]["progress"]["step"] if len(a) > 1 else a[0]) == step:
                 raise Killed
             call(*a)
 
@@ -223,6 +225,54 @@ def test_the_last_and_the_best_few_are_kept_as_if_never_interrupted(
     assert back.progress.step == 7 and len(kept(tmp_path / "whole")) == 4
     back.fit()
     assert kept(tmp_path / "whole").keys() == whole.keys()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is the moment at which it was asked for; the end waits for it."""
+    places = [RunFolder(tmp_path / name) for name in ("whole", "late")]
+    for place in places:
+        place.path.mkdir()
+    adam = {"name": "adam", "lr": 0.01}
+    trainer_of(places[0].path, adam, max_steps=3).fit()
+    goes_on, write = Event(), checkpoint.save
+
+    def late(*arguments: Any) -> None:
+        assert goes_on.wait(60), "training waits for the disk"
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", late)
+    trainer = trainer_of(places[1].path, adam, max_steps=5, valid_every=3, log_every=1)
+    trainer.fit(lambda line: goes_on.set() if line["step"] == 5 else None)
+    of_3, late_of_3 = checkpoint.load(places[0].last), checkpoint.load(places[1].previous)
+    assert late_of_3[1]["progress"]["step"] == 3
+    assert of_3[0].keys() == late_of_3[0].keys()
+    assert all(torch.equal(tensor, late_of_3[0][name]) for name, tensor in of_3[0].items())
+    assert checkpoint.load(places[1].last)[1]["progress"]["step"] == 5
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_a_checkpoint_that_cannot_be_written_ends_training(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the next step after it is known; at the end where there is none."""
+    trainer = trainer_of(tmp_path, max_steps=8, valid_every=3)
+    update = trainer.step
+
+    def full(*_: Any) -> None:
+        raise UserError(f"the disk is full after step {trainer.progress.step}")
+
+    def a_step() -> None:
+        wait([trainer.checkpoints._writing])
+        if trainer.progress.step == step - 1:
+            monkeypatch.setattr(checkpoint, "save", full)
+        update()
+
+    monkeypatch.setattr(trainer, "step", a_step)
+    with pytest.raises(UserError, match="the disk is full"):
+        trainer.fit()
+    assert trainer.progress.step == min(step + 1, 8)
 
 
 def test_a_log_that_is_shorter_than_was_counted_is_told(
