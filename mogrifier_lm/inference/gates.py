@@ -5,6 +5,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mogrifier_lm.cells import RecurrentLayer
 from mogrifier_lm.data import Tokenizer
@@ -19,10 +20,16 @@ class Gates:
     words: [T] what each step reads.
     layers: for each layer its rounds, round 1 first, each [T, features] float32: 2 sigmoid, the
         factor on x in odd rounds and on h in even ones; 1 leaves it as it is.
+    inputs: for each layer the x [T, input size] and the h [T, hidden size] that enter its first
+        rounds; each later one is the one before times the gate of its round.
+    zigzag: a gate is computed from the other one as the round before has left it, not from its
+        original.
     """
 
     words: list[str]
     layers: list[list[np.ndarray]]
+    inputs: list[tuple[np.ndarray, np.ndarray]]
+    zigzag: bool
 
     def moved(self) -> np.ndarray:
         """[layers, rounds, T]: how far a gate is from leaving things as they are, as the root mean
@@ -39,7 +46,7 @@ def gates(model: LanguageModel, tokenizer: Tokenizer, line: str) -> Gates:
     The layers run as they do in scoring; a gate is found again from the x and h of its step.
     """
     ids = [tokenizer.eos_id, *tokenizer.encode([line])[:-1].tolist()]
-    found: list[list[list[torch.Tensor]]] = []
+    layers, inputs = [], []
     states, device = model.zero_states(1), model.output_bias.device
     x = model.embed(torch.tensor(ids, device=device)[:, None])
     for layer, state in zip(cast(list[RecurrentLayer], list(model.layers)), states, strict=True):
@@ -56,7 +63,12 @@ def gates(model: LanguageModel, tokenizer: Tokenizer, line: str) -> Gates:
             else:
                 own.append(gate(x_t if zigzag else x0, r))
                 h_t = own[-1] * h_t
-        found.append(own)  # type: ignore[arg-type]
+        layers.append([_array(g) for g in own])
+        inputs.append((_array(x0), _array(h0)))
         x = x + output if model.residual else output
-    words = [tokenizer.vocabulary[i] for i in ids]
-    return Gates(words, [[g.float().cpu().numpy() for g in own] for own in found])  # type: ignore[attr-defined]
+    return Gates([tokenizer.vocabulary[i] for i in ids], layers, inputs, zigzag)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    found: np.ndarray = tensor.float().cpu().numpy()
+    return found
