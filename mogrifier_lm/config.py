@@ -24,6 +24,7 @@ from mogrifier_lm.options import (
     ModelConfig,
     OptimizerConfig,
     RegularizationConfig,
+    ReportConfig,
     TokenizerConfig,
     TrackerConfig,
     TrainerConfig,
@@ -47,6 +48,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluators: EvaluatorsConfig = field(default_factory=EvaluatorsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     seed: int = option(1, "of the initial weights and the dropout masks", SEED)
     debug: bool = option(False, "show the traceback of an error")
     resume: str | None = option(None, "folder of a run to go on with")

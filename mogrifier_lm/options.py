@@ -368,6 +368,12 @@ class TrackerConfig:
     tags: list[str] = option(
         [], "W&B tags beside the names of the experiment, the data and the cell"
     )
+    samples: int = option(0, "texts sampled at each validation, as a table", Interval(0, 100))
     artifacts: bool = option(
         False, "upload the best checkpoint as a W&B artifact, and wait for it, 1 s a megabyte"
     )
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    formats: list[str] = option([], "of plots, beside png", ("pdf", "svg"))

@@ -1,10 +1,17 @@
-"""What a terminal shows: paths as seen from here, and the progress of a loop."""
+"""What a terminal shows: paths as seen from here, and the progress of a loop, or the log of it."""
 
+import logging
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
+
+LINES = 60.0
+"""Seconds between lines that tell how far a loop is, where there is no terminal."""
 
 
 def shown(path: Path) -> Path:
@@ -21,9 +28,25 @@ def plain(text: str) -> str:
     return INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+class _Log:
+    """A file whose lines go to the log."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            log.info("%s", line)
+
+    def flush(self) -> None: ...
+
+
 def progress_bar(loop: Iterable[Any] | None = None, **options: Any) -> Any:
-    """tqdm's bar on a terminal; none elsewhere, or with TQDM_DISABLE=1 in the environment."""
+    """tqdm's bar on a terminal; elsewhere, or with TQDM_DISABLE=1 in the environment, a line of the
+    log every LINES seconds."""
     from tqdm import tqdm
 
-    disable = True if os.environ.get("TQDM_DISABLE") else None
-    return tqdm(loop, disable=disable, dynamic_ncols=True, **options)
+    if not sys.stderr.isatty() or os.environ.get("TQDM_DISABLE"):
+        text = "{desc}{n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        options |= {"file": _Log(), "bar_format": text, "miniters": 1, "leave": False}
+        options |= {"mininterval": LINES, "delay": LINES}
+    return tqdm(loop, disable=False, dynamic_ncols=True, **options)

@@ -24,7 +24,7 @@ ARGUMENTS = [
     "trainer.batch_size=4", "trainer.bptt=8", "trainer.max_epochs=null", "trainer.max_steps=4",
     "trainer.valid_every=2", "trainer.log_every=2", "trainer.threads=1",
     "optimizer.averaging=ema", "evaluators=[static,rounds]", "tracker.project=theirs",
-    "tracker.mode=online", "tracker.tags=[mine]", "tracker.artifacts=true",
+    "tracker.mode=online", "tracker.tags=[mine]", "tracker.artifacts=true", "tracker.samples=2",
     "model.rounds=0,1", "hydra.sweep.dir=my-sweep",
 ]  # fmt: skip
 
@@ -54,6 +54,7 @@ def _described(run: Mapping[str, Any]) -> dict[str, Any]:
         "axes": {m["2"]: metrics[m["5"] - 1]["1"] for m in metrics if "2" in m},
         "history": sorted({k for row in run["history"] for k in row if k[0] != "_"}),
         "summary": sorted(k for k in run["summary"] if k[0] != "_"),
+        "best": {k: sorted(v) for k, v in run["summary"].items() if k == "valid/ppl"},
         "exit": run["exit"],
     }
 
@@ -84,6 +85,7 @@ def sent(folder: Path) -> dict[str, Any]:
             for name, artifact in server.artifacts.items()
             for key, run in server.runs.items()
             if key in name and run["displayName"].endswith("rounds=1")
+            if artifact["artifactTypeName"] == "model"
         ]
     assert len(runs) == 3
     (run,) = (r for r in runs if r["displayName"].endswith("rounds=1"))

@@ -375,9 +375,7 @@ def _report(sweep_dir: Path) -> None:
     update_report(sweep_dir, has_ended)
 
 
-def update_report(
-    folder: Path, ended: Callable[[Sequence[Run]], bool] = lambda runs: False
-) -> None:
+def update_report(folder: Path, ended: Callable[[Sequence[Run]], bool] = lambda _: False) -> None:
     """Write the report of a sweep or a search as far as it is; a failure is a warning.
 
     Args:
@@ -390,7 +388,9 @@ def update_report(
 
         with locked(folder / REPORT, wait=True):
             runs = read_runs([folder])
-            write_report(runs, folder / REPORT)
+            begun = next((run.folder for run in runs if run.folder.has_begun()), None)
+            formats = load_config(begun.config).report.formats if begun else []
+            write_report(runs, folder / REPORT, formats)
             if ended(runs):
                 from mogrifier_lm.tracking.sweep_summary import track_sweep
 

@@ -97,6 +97,7 @@ RESUMABLE = (
     "debug=",
     "evaluators",
     "tracker",
+    "report",
     "trainer.max_",
     "trainer.early_stop=",
     "trainer.checkpoint_minutes=",

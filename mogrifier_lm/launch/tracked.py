@@ -4,13 +4,14 @@ Imports here are light: torch, matplotlib and wandb come in when a run needs the
 """
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mogrifier_lm.config import Config
+from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.launch import provenance
 from mogrifier_lm.reports.table import final_table, objective
@@ -18,13 +19,15 @@ from mogrifier_lm.runs.folder import RunFolder, sweep_name
 from mogrifier_lm.terminal import shown
 
 if TYPE_CHECKING:
+    from mogrifier_lm.data import Tokenizer
+    from mogrifier_lm.model import LanguageModel
     from mogrifier_lm.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 TESTED_TORCH = (2, 11), (2, 13)
-LONGEST_NAME, LONGEST_TAG = 128, 64
-"""Characters that the server of W&B takes."""
+SAMPLED = 40
+"""Tokens of each text that `tracker.samples` asks for."""
 
 
 def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> float:
@@ -36,14 +39,24 @@ def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> 
     opened: list[Tracker] = []
     with ExitStack() as stack:
 
-        def open_tracker(values: Mapping[str, Any]) -> Callable[[Mapping[str, float]], None]:
+        def open_tracker(
+            values: Mapping[str, Any], model: "LanguageModel", tokenizer: "Tokenizer"
+        ) -> Callable[[Mapping[str, float]], None]:
             tracker = _open_tracker(config, folder, overrides, values)
             opened.append(stack.enter_context(tracker))
-            return tracker.log
+
+            def track(row: Mapping[str, float]) -> None:
+                is_new = tracker.log(row)
+                if is_new and config.tracker.samples and "valid/ppl" in row:
+                    texts = sampled(model, tokenizer, config.tracker.samples)
+                    rows = [{"step": row["step"], "text": text} for text in texts]
+                    tracker.log_table("samples", rows)
+
+            return track
 
         summary = run(config, folder, open_tracker, provenance.collect)
         (tracker,) = opened
-        curves = plot_curves(folder)
+        curves, *_ = [plot_curves(folder, kind) for kind in ("png", *config.report.formats)]
         tracker.summary(summary)
         if curves:
             tracker.log_image("curves", curves)
@@ -51,6 +64,19 @@ def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> 
             tracker.log_model(folder.path, folder.model_files(), summary)
     log.info("%s", final_table(summary, shown(folder.path)))
     return objective(summary)
+
+
+def sampled(model: "LanguageModel", tokenizer: "Tokenizer", number: int) -> list[str]:
+    """Texts that a model writes with the weights that it has; always by the same draws."""
+    from mogrifier_lm.data import UNK
+    from mogrifier_lm.inference.generate import Sampling, sample
+
+    how = Sampling(banned=[tokenizer.index[UNK]] if UNK in tokenizer.index else [])
+    try:
+        drawn = list(islice(sample(model, [], number, tokenizer.eos_id, how), SAMPLED))
+    except UserError as error:
+        return [str(error)]
+    return [tokenizer.decode(list(text)) for text in zip(*drawn, strict=True)]
 
 
 def warn_of_torch(found: str) -> None:
@@ -64,6 +90,7 @@ def warn_of_torch(found: str) -> None:
 def _open_tracker(
     config: Config, folder: RunFolder, overrides: Sequence[str], values: Mapping[str, Any]
 ) -> "Tracker":
+    from mogrifier_lm.tracking.names import cut, short_name, tags, wished
     from mogrifier_lm.tracking.tracker import build_tracker
     from mogrifier_lm.training import checkpoint
 
@@ -76,45 +103,24 @@ def _open_tracker(
     run_id = read_json(folder.wandb).get("run_id")
     if not run_id and folder.last.is_file():  # where older versions kept it
         run_id = checkpoint.load(folder.last)[1]["progress"].get("run_id")
-    # Cut at its beginning: what is swept stands at the end.
-    name = _wished("name", t.run_name, overrides) or short_name(overrides) or folder.path.name
-    sweep = folder.sweep()
-    given_tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    name = wished("WANDB_NAME", "tracker.run_name", t.run_name, overrides)
+    group = t.group or (sweep_name(sweep) if (sweep := folder.sweep()) else None)
+    known = read_json(folder.provenance)
+    facts = {key: value for key, value in known.items() if key not in ("before", "command")}
+    facts["git"] = {k: v for k, v in (known.get("git") or {}).items() if k != "diff"}
     tracker = build_tracker(
         kind=t.name,
         mode=t.mode,
-        project=_wished("project", t.project, overrides) or t.project,
+        project=wished("WANDB_PROJECT", "tracker.project", t.project, overrides) or t.project,
         entity=t.entity,
         folder=folder.path,
-        config={**values, "overrides": list(overrides)},
-        group=t.group or (sweep_name(sweep) if sweep else None),
-        name=name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}",
-        tags=list(dict.fromkeys(tag[:LONGEST_TAG] for tag in (*t.tags, *given_tags, *names))),
+        config={**values, "overrides": list(overrides), "provenance": facts},
+        group=cut(group) if group else None,
+        name=cut(name or short_name(overrides) or folder.path.name),
+        tags=tags(t.tags, overrides, names),
         run_id=run_id,
         rows=folder.rows() if run_id else (),
     )
     if tracker.run_id:
         write_json(folder.wandb, {"run_id": tracker.run_id})
     return tracker
-
-
-def _wished(what: str, value: str | None, overrides: Sequence[str]) -> str | None:
-    """What W&B's own variable says, WANDB_PROJECT say, unless the command line has an override."""
-    key = {"name": "tracker.run_name"}.get(what, f"tracker.{what}")
-    if any(override.startswith(f"{key}=") for override in overrides):
-        return value
-    return os.environ.get(f"WANDB_{what.upper()}") or value
-
-
-def short_name(overrides: Sequence[str]) -> str:
-    """What tells a run from others: rounds=3,seed=1 of model.rounds=3 and seed=1.
-
-    A key keeps its whole path where its last part alone would be another key's too.
-    """
-    skipped = ("tracker", "sweep=", "data.dir=", "data.cache_dir=")
-    pairs = [o.lstrip("+").split("=", 1) for o in overrides if not o.startswith(skipped)]
-    last = [pair[0].rpartition(".")[2] for pair in pairs]
-    return ",".join(
-        "=".join([key if last.count(short) > 1 else short, *value])
-        for short, (key, *value) in zip(last, pairs, strict=True)
-    )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mogrifier_lm.config import Config
-from mogrifier_lm.data import ORDERS, Corpus
+from mogrifier_lm.data import ORDERS, Corpus, Tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import static_score
 from mogrifier_lm.files import read_json, write_json
@@ -36,7 +36,7 @@ from mogrifier_lm.training.trainer import Track, Trainer
 log = logging.getLogger(__name__)
 
 
-OpenTracker = Callable[[Mapping[str, Any]], Track]
+OpenTracker = Callable[[Mapping[str, Any], LanguageModel, Tokenizer], Track]
 Describe = Callable[[], Mapping[str, Any]]
 
 
@@ -51,8 +51,9 @@ def run(
     Args:
         config: validated.
         folder: made by the caller, the config in it; the other files are written there.
-        open_tracker: called once the model stands, with the config and the size that it took;
-            gives what is called with each row of metrics.jsonl. Only in the first process.
+        open_tracker: called once the model stands, with the config, the size and device that it
+            took, the model and its tokenizer; gives what is called with each row of metrics.jsonl.
+            Only in the first process.
         describe: what provenance.json says of the process beside its device, kernels and data.
 
     Returns:
@@ -97,7 +98,7 @@ def run(
     values = dataclasses.asdict(config)
     values["model"]["hidden_size"] = _hidden_size(model)
     values["trainer"]["device"] = device
-    trainer.fit(*([open_tracker(values)] if open_tracker else []))
+    trainer.fit(*([open_tracker(values, model, corpus.tokenizer)] if open_tracker else []))
     processes.leave()
     log.info("scoring the best weights")
     results = dict(score(config, model, corpus, SCORED, folder))

@@ -12,6 +12,7 @@ from mogrifier_lm.reports.folders import Run, completed, evaluators, mean_sd, nu
 from mogrifier_lm.reports.sweep import run_table
 from mogrifier_lm.reports.sweep_plots import series
 from mogrifier_lm.runs.folder import REPORT, RunFolder, Status, sweep_name
+from mogrifier_lm.tracking.names import cut, tags, wished
 from mogrifier_lm.tracking.tracker import build_tracker
 
 
@@ -35,16 +36,17 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
         return
     name = sweep_name(sweep_dir)
     t = load_config(done[0].folder.config).tracker
+    overrides = [f"{key}={value}" for key, value in done[0].overrides.items()]
     tracker = build_tracker(
         kind=t.name,
         mode=t.mode,
-        project=t.project,
+        project=wished("WANDB_PROJECT", "tracker.project", t.project, overrides) or t.project,
         entity=t.entity,
         folder=folder,
         config={"sweep": name},
-        group=t.group or name,
-        name=f"{name} report",
-        tags=t.tags,
+        group=cut(t.group or name),
+        name=cut(f"{name} report"),
+        tags=tags(t.tags, overrides),
         job_type="report",
         run_id=known.get("run_id"),
     )

@@ -50,15 +50,17 @@ class Tracker:
         self._rows, self._known_rows = 0, known_rows
         self.run_id: str | None = None if run is None else run.id
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """Show the next row of the run's log of metrics, its number as "row".
+    def log(self, metrics: Mapping[str, float]) -> bool:
+        """Show the next row of the run's log of metrics, its number as "row"; whether it is new.
 
         wandb's own `step=` is not used: it drops what comes at a step that it has seen, and a
         step can have two rows.
         """
         self._rows += 1
-        if self._rows > self._known_rows:
+        is_new = self._rows > self._known_rows
+        if is_new:
             self._log({**metrics, "row": self._rows})
+        return is_new
 
     def log_image(self, key: str, path: Path) -> None:
         """Show an image file (png, jpg), if there is one."""
@@ -308,6 +310,10 @@ def _started(mode: str, settings: Mapping[str, Any]) -> Any:
             run.define_metric(axis, hidden=True)
         for metrics, axis in DEFAULT_AXIS.items():
             run.define_metric(metrics, step_metric=axis)
+        if (
+            "WANDB_SWEEP_ID" not in os.environ
+        ):  # W&B's own sweeps read a number there, not {"min": }
+            run.define_metric("valid/ppl", step_metric="epoch", summary="min")
     except (ValueError, wandb.errors.UsageError) as error:
         raise UserError(f"wandb refuses the run: {_one_line(error)}") from error
     except Exception as error:

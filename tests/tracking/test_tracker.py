@@ -14,9 +14,10 @@ import pytest
 
 from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.launch.tracked import short_name, tracked_run
+from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.tracking import tracker as tracking
+from mogrifier_lm.tracking.names import short_name
 from mogrifier_lm.tracking.offline import read_offline
 from mogrifier_lm.tracking.tracker import Tracker, build_tracker
 from tests.conftest import ROOT, compose_config

@@ -1,7 +1,10 @@
 """The training step against its definition, and what the loop does beside it."""
 
+import io
 import json
+import logging
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from mogrifier_lm import terminal
 from mogrifier_lm.data import ORDERS
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Score
@@ -284,3 +288,19 @@ def test_the_trainer_follows_the_rate(tmp_path: Path) -> None:
     config = TrainerConfig(**options)
     assert rates == pytest.approx([0.5 * lr_factor(config, i, i / 8) for i in range(8)])
     assert max(rates) == rates[2] and rates[0] < rates[1] > rates[-1]
+
+
+def test_without_a_terminal_the_log_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with caplog.at_level(logging.INFO):
+        trainer_of(tmp_path, log_every=1).fit()
+        assert "/5 step" not in caplog.text  # within a minute
+        monkeypatch.setattr(terminal, "LINES", 1e-9)
+        (tmp_path / "metrics.jsonl").unlink()
+        trainer_of(tmp_path, log_every=1).fit()
+    said = [line for line in caplog.messages if "/5 step [" in line]
+    assert [line[0] for line in said] == ["1", "2", "3", "4", "5"]
+    assert "tokens/s, ppl " in said[-1] and "<00:00" in said[-1]
+    assert "\r" not in sys.stderr.getvalue()  # type: ignore[attr-defined]
