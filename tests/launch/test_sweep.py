@@ -41,8 +41,9 @@ def test_an_impossible_value_costs_its_own_run_only(
     done = train(
         ["-m", "model.rounds=0,-1", "trainer.threads=1,null", "model.hidden_size=8",
          f"data.cache_dir={cache_dir}", "trainer.max_steps=2", "tracker=none",
-         "evaluators.static.batch_size=64"], tmp_path)  # fmt: skip
+         "evaluators.static.batch_size=64", "report.formats=[pdf]"], tmp_path)  # fmt: skip
     assert done.returncode == 1
+    assert {f.suffix for f in tmp_path.glob("runs/*/*/report/sweep.*")} >= {".png", ".pdf"}
     assert "Traceback" not in done.stderr + done.stdout
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: runs/") and last.endswith(

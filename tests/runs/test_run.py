@@ -39,13 +39,13 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
 
 
 def test_a_run_leaves_the_documented_files(small: list[str], tmp_path: Path) -> None:
-    done = train(small, tmp_path)
+    done = train([*small, "report.formats=[svg]"], tmp_path)
     assert done.returncode == 0, done.stderr
     (run_dir,) = tmp_path.glob("runs/*/*")
     names = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
     assert names >= {
         "config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "train.log",
-        "curves.png", "tokenizer.json",
+        "curves.png", "curves.svg", "tokenizer.json",
         "checkpoints/best/model.safetensors", "checkpoints/last/state.safetensors",
     }  # fmt: skip
     summary = json.loads((run_dir / "summary.json").read_text())
