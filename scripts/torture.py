@@ -84,11 +84,13 @@ def _prepare(folder: Path) -> None:
     """A text, and all imports: a process that is forked does neither again."""
     sys.modules["matplotlib"] = None  # type: ignore[assignment]  # plots take longer than training
     os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    import torch._dynamo  # as optimizers do, when they are made
+
     import mogrifier_lm.launch.commands.evaluate
     import mogrifier_lm.runs.run
     from mogrifier_lm.data.synthetic import SyntheticLanguage
 
-    assert mogrifier_lm.runs.run and mogrifier_lm.launch.commands.evaluate
+    assert torch._dynamo and mogrifier_lm.runs.run and mogrifier_lm.launch.commands.evaluate
     language, text = SyntheticLanguage(seed=1, vocab_size=200), folder / "text"
     text.mkdir(exist_ok=True)
     for i, (split, size) in enumerate({"train": 900, "valid": 150, "test": 150}.items()):
@@ -124,8 +126,14 @@ class Case:
             assert code == 0, f"{self.name} fails by itself: {place}.log"
         return place
 
-    def go(self, place: Path, at: int = 0, of: str = "calls") -> tuple[int, int]:
-        """Give the command, and kill it at an event; returns its exit status and its events."""
+    def go(self, place: Path, at: int = 0, of: str = "") -> tuple[int, int]:
+        """Give the command, and kill it at an event; returns its exit status and its events.
+
+        Args:
+            place: its folder.
+            at: number of the event, from 1; 0 for none.
+            of: "files" or "calls", which are counted; that of calls takes time.
+        """
         if self.before and not place.exists():
             shutil.copytree(self.before, place)
         if self.before:
@@ -213,7 +221,7 @@ def _counting(at: int, of: str, place: Path) -> Callable[[], int]:
     os.fsync = fsync  # type: ignore[assignment]
     if of == "files":
         sys.addaudithook(audit)
-    else:
+    elif of == "calls":
         sys.setprofile(lambda *_: event())
     return lambda: seen
 
@@ -294,7 +302,7 @@ def _plan(
         kind = chance.choice(("run", "run", "run", "sweep", "evaluation"))
         case = drawn(f"drawn{done}") if kind == "run" else sweep if kind == "sweep" else evaluation
         case.whole()
-        _, number = case.go(folder / "counted")
+        _, number = case.go(folder / "counted", of="calls")
         shutil.rmtree(folder / "counted")
         for _ in range(min(10, kills - done)):
             moments = [chance.randint(1, number) for _ in range(chance.randint(1, 3))]
