@@ -182,6 +182,7 @@ def test_layers_as_a_wavefront_equal_one_after_the_other(options, skip_sum, monk
     expected = results(one_after_the_other)
     for span in (1, 2):
         monkeypatch.setattr(wavefront, "SPAN", span)
+        monkeypatch.setattr(wavefront, "SPAN_OF_ROUNDS", span)
         for value, e in zip(results(side_by_side), expected, strict=True):
             if options["rounds"]:
                 assert torch.equal(value, e)

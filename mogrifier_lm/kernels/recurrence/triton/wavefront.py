@@ -1,6 +1,6 @@
 """Layers on each other as one differentiable function, the upper ones close behind the lower ones.
 
-Layer l + 1 follows layer l by a span of `SPAN` steps, forward and backward, each layer on a stream
+Layer l + 1 follows layer l by a span of a few steps, forward and backward, each layer on a stream
 of its own (a wavefront): the kernels of one step are too small to fill a GPU.
 """
 
@@ -17,9 +17,9 @@ from mogrifier_lm.kernels.recurrence.reference import Options, Weights
 from mogrifier_lm.kernels.recurrence.triton.layer import Layer
 from mogrifier_lm.kernels.recurrence.triton.weights import padded, width
 
-# Steps. Of two layers of 912 units on an H100, spans of 1, 2, 5, 10, 14 and 35 of 70 steps took
-# 3.39, 3.37, 3.46, 3.65, 3.75 and 4.29 ms, one layer after the other 4.80.
-SPAN = 5
+# Steps of a span without rounds and with them. On an H100, 24 M parameters, milliseconds of a whole
+# step with spans of 2, 5 and 10: no rounds 5.34, 4.75, 4.59, five rounds 10.45, 10.58, 10.86.
+SPAN, SPAN_OF_ROUNDS = 10, 2
 
 
 class Call(NamedTuple):
@@ -121,8 +121,10 @@ def _streams(device: torch.device, number: int) -> list[torch.cuda.Stream]:
     return kept[:number]
 
 
-def _spans(steps: int, layers: int) -> list[range]:
-    size = SPAN if layers > 1 else steps
+def _spans(steps: int, layers: Sequence[Layer]) -> list[range]:
+    size = SPAN_OF_ROUNDS if layers[0].w.rounds else SPAN
+    if len(layers) == 1:
+        size = steps
     return [range(t, min(t + size, steps)) for t in range(0, steps, size)]
 
 
@@ -158,7 +160,7 @@ def _forward(call: Call, x: Tensor, tensors: Sequence[Any], save: bool) -> list[
             else:
                 torch.mul(source, mask, out=layers[i + 1].x[part])
 
-    in_waves(run, range(n), _spans(T, n), x.device)
+    in_waves(run, range(n), _spans(T, layers), x.device)
     return layers
 
 
@@ -229,7 +231,7 @@ def _backward(
                 out.add_(own[part])
         layers[i].backward(span)
 
-    in_waves(run, range(n)[::-1], _spans(T, n)[::-1], x.device)
+    in_waves(run, range(n)[::-1], _spans(T, layers)[::-1], x.device)
     d_states, d_weights = list[Tensor](), list[Tensor | None]()
     flat = list(tensors[2 * n :])
     for layer, size in zip(layers, call.sizes, strict=True):
