@@ -10,14 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from mogrifier_lm.config import read_yaml
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json
 from mogrifier_lm.reports.table import shown_ppl
-from mogrifier_lm.runs.folder import RunFolder, Status
+from mogrifier_lm.runs.folder import MULTIRUN, RunFolder, Status
 
 # Overrides that summary.json tells of where a run was begun without them.
 TOLD = {"model.rounds": "rounds", "model.hidden_size": "hidden_size", "seed": "seed"}
@@ -33,6 +35,8 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     ended: float = 0.0  # seconds since 1970
+    at_work: tuple[float, float] = (math.inf, math.inf)  # from, to; of its last part
+    beside: int = 0  # other runs of its folder that were at work on the machine meanwhile
 
     @property
     def status(self) -> str:
@@ -61,7 +65,12 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         found = [place for place in places if place.is_run()]
         if not found:
             raise UserError(f"{folder} is the folder neither of a run nor of a sweep")
-        runs |= {place.path.resolve(): _read(place) for place in found}
+        read = [_read(place) for place in found]
+        if not _is_on_a_cluster(folder):
+            for run in read:
+                (begins, ends), others = run.at_work, (r.at_work for r in read if r is not run)
+                run.beside = sum(start < ends and begins < end for start, end in others)
+        runs |= {run.folder.path.resolve(): run for run in read}
     return list(runs.values())
 
 
@@ -72,11 +81,36 @@ def _read(folder: RunFolder) -> Run:
         run.overrides = read_json(folder.overrides) or run.overrides
     try:
         run.summary = folder.read_summary()
-        run.data = read_json(folder.provenance).get("data", {}).get("name")
+        facts = read_json(folder.provenance)
+        run.data = facts.get("data", {}).get("name")
         run.ended = folder.summary.stat().st_mtime if run.summary else 0.0
+        with suppress(KeyError, TypeError, ValueError):
+            run.at_work = _at_work(folder, facts, run.summary)
     except UserError as error:
         run.summary = {"status": Status.FAILED, "error": str(error)}
     return run
+
+
+def _at_work(
+    folder: RunFolder, facts: Mapping[str, Any], summary: Mapping[str, Any]
+) -> tuple[float, float]:
+    """From when to when a run, its last part, was at work; of a copied folder, trained."""
+    began = datetime.fromisoformat(facts["started"]).timestamp()
+    took = 0.0 if "before" in facts else summary["seconds"]
+    with suppress(OSError):  # as files of a copy these are of one moment, or nearly
+        first, last = folder.config.stat().st_mtime, folder.log.stat().st_mtime
+        if last - first > took:
+            return first, last
+    return began, began + took
+
+
+def _is_on_a_cluster(folder: Path) -> bool:
+    """Whether the runs of a sweep were launched on several machines, for all that is known."""
+    try:
+        launcher = read_yaml(folder / MULTIRUN)["hydra"]["launcher"]["_target_"]
+    except (UserError, OSError, LookupError, TypeError):
+        return False
+    return "submitit" in launcher or "ray" in launcher
 
 
 def study_of(runs: Sequence[Run]) -> Path | None:

@@ -83,7 +83,7 @@ def plot_curves(folder: RunFolder, kind: str = "png") -> Path | None:
             (valid[0][best], valid[1][best]),
             textcoords="offset points",
             xytext=(0, 10),
-            ha="center",
+            ha="right",
             color="C0",
         )
     if floor:
@@ -91,6 +91,7 @@ def plot_curves(folder: RunFolder, kind: str = "png") -> Path | None:
         top.axhline(floor, color="0.3", linestyle="--", linewidth=1, label=text)
     top.set_title(f"{folder}: {data}" if data else str(folder), fontsize="medium")
     top.set_yscale("log")
+    top.margins(y=0.12)  # room for the figure
     ticks = plt.LogLocator(subs=(1.0, 2.0, 5.0))
     top.yaxis.set_major_locator(ticks)
     top.yaxis.set_major_formatter(plt.ScalarFormatter())

@@ -18,6 +18,9 @@ from mogrifier_lm.reports.folders import (
 )
 from mogrifier_lm.runs.folder import Status
 
+SHARED = " †"
+"""Behind the speed of a run that had the machine not for itself."""
+
 
 def _mean_sd(values: Sequence[float], digits: int = 2) -> str:
     texts = [f"{x:,.{digits}f}" for x in mean_sd(values) if not math.isnan(x)]
@@ -42,7 +45,8 @@ def run_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for name in evaluators(runs):
             ppls = {f"{split}/{name}/ppl": run.ppl(split, name) for split in ("valid", "test")}
             row |= {key: "" if math.isnan(ppl) else ppl for key, ppl in ppls.items()}
-        rows.append(row | {"tokens_per_second": run.summary.get("tokens_per_second", "")})
+        row["tokens_per_second"] = run.summary.get("tokens_per_second", "")
+        rows.append(row | {"runs_beside": run.beside})
     return rows
 
 
@@ -54,7 +58,8 @@ def group_table(runs: Sequence[Run]) -> list[dict[str, str]]:
         if "model.hidden_size" not in row:
             row["hidden size"] = span([run.summary["hidden_size"] for run in group])
         row["parameters"] = span([run.summary["params"] for run in group])
-        row["tokens/s"] = _mean_sd([run.summary["tokens_per_second"] for run in group], 0)
+        speed = _mean_sd([run.summary["tokens_per_second"] for run in group], 0)
+        row["tokens/s"] = speed + SHARED * any(run.beside for run in group)
         row["n"] = str(len(group))
         for name in evaluators(runs):
             for split in ("valid", "test"):
@@ -79,6 +84,8 @@ def headline(runs: Sequence[Run]) -> str:
     floors = {run.summary["valid"].get("floor_ppl", math.nan) for run in completed(runs)}
     if len(floors) == 1 and not math.isnan(floor := floors.pop()):
         text += f"The validation perplexity of the source itself is {floor:.2f}. "
+    if any(run.beside for run in completed(runs)):
+        text += f"Tokens/s{SHARED}: other runs were at work on the machine meanwhile. "
     if study_of(runs):
         return text + "Perplexity per word, the best on validation text first."
     return text + "Perplexity per word: mean ± sample standard deviation over n seeds."

@@ -33,7 +33,8 @@ def not_comparable(runs: Sequence[Run]) -> str:
         reasons.append(f"{span([float(f'{n / 1e6:.2g}') for n in params])} M parameters")
     epochs = [run.summary.get("epochs", 0) for run in runs]
     if min(epochs) < PAPER_EPOCHS / 2:
-        reasons.append(f"{span([round(n) for n in epochs])} epochs in the place of {PAPER_EPOCHS}")
+        shown = span([round(n, 0 if n >= 1 else 2) for n in epochs])
+        reasons.append(f"{shown} epochs in the place of {PAPER_EPOCHS}")
     return "; ".join(reasons)
 
 
@@ -109,7 +110,7 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
             costs = [run.summary.get(key, math.nan) / unit for _, run in seen]
             places[name].scatter(costs, ppls, **dots | {"s": 22, "marker": style["marker"]})
     ppl.set_ylabel(f"validation perplexity ({names[0]})")
-    speed.set_ylabel("tokens/s")
+    speed.set_ylabel("tokens/s" + "\n(runs side by side)" * any(run.beside for run in ran))
     speed.set_ylim(0, 1.1 * speed.get_ylim()[1])
     for name in ("params", "time"):
         places[name].xaxis.set_major_locator(plt.MaxNLocator(4))

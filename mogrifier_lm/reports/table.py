@@ -87,7 +87,7 @@ def latex_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$"}
+    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "†": r"$\dagger$"}
 
     def line(cells: Iterable[Any]) -> str:
         texts = ("".join(special.get(c, c) for c in str(cell)) for cell in cells)

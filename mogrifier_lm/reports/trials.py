@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.reports.folders import Run, completed, evaluators, number, study_of, swept
 from mogrifier_lm.reports.plots import pyplot, save
-from mogrifier_lm.reports.sweep import run_table
+from mogrifier_lm.reports.sweep import SHARED, run_table
 from mogrifier_lm.runs.folder import Status
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def trial_table(runs: Sequence[Run]) -> list[dict[str, str]]:
     for run in sorted(completed(runs), key=lambda run: run.ppl("valid", names[0])):
         row = {"trial": folders[id(run)]} | {key: run.value(key) for key in swept(runs)}
         row["parameters"] = f"{run.summary['params']:,}"
-        row["tokens/s"] = f"{run.summary['tokens_per_second']:,.0f}"
+        row["tokens/s"] = f"{run.summary['tokens_per_second']:,.0f}{SHARED * bool(run.beside)}"
         for name in names:
             row |= {f"{s}, {name}": f"{run.ppl(s, name):.2f}" for s in ("valid", "test")}
         rows.append(row)

@@ -282,3 +282,22 @@ def test_a_sweep_is_a_frame_of_pandas(sweep: Path, tmp_path: Path) -> None:
     assert runs["valid/static/ppl"].isna().sum() == 2 and runs["error"].isna().sum() == 4
     with pytest.raises(UserError, match="neither of a run nor of a sweep"):
         read_sweep(tmp_path)
+
+
+def test_the_speed_of_runs_side_by_side_is_marked(tmp_path: Path) -> None:
+    """Runs 0 and 1 overlap, 2 comes later; not on a cluster, where nobody knows."""
+    for i, started in enumerate(("10:00:00", "10:00:50", "10:02:00")):
+        folder = make_run(tmp_path / f"{i}", {"model.rounds": str(i)}, 60.0, seconds=60.0)
+        facts = {"data": {"name": "ptb"}, "started": f"2026-01-31T{started}+01:00"}
+        (folder / "provenance.json").write_text(json.dumps(facts))
+    runs = read_runs([tmp_path])
+    assert [run.beside for run in runs] == [1, 1, 0]
+    assert [row["tokens/s"] for row in group_table(runs)] == ["1,000 †", "1,000 †", "1,000"]
+    write_report(runs, tmp_path / "report")
+    assert "Tokens/s †: other runs were at work" in (tmp_path / "report/sweep.md").read_text()
+    table = (tmp_path / "report/sweep.csv").read_text().splitlines()
+    assert [line.rpartition(",")[2] for line in table] == ["runs_beside", "1", "1", "0"]
+    assert r"1,000 $\dagger$" in latex_table(group_table(runs))
+    launcher = "hydra:\n  launcher:\n    _target_: hydra_plugins.submitit.SlurmLauncher\n"
+    (tmp_path / "multirun.yaml").write_text(launcher)
+    assert not any(run.beside for run in read_runs([tmp_path]))
