@@ -355,8 +355,8 @@ class Child:
 
 def prepare(home: Path) -> None:
     """The text, and a sweep of one run, that cases damage copies of."""
-    from mogrifier_lm.data.synthetic import SyntheticLanguage
     from mogrifier_lm.files import write_json
+    from mogrifier_lm.texts.synthetic import SyntheticLanguage
 
     (home / "text").mkdir()
     language = SyntheticLanguage(seed=1)

@@ -3,8 +3,8 @@
     python scripts/measures.py
 
 Code lines are counted without docstrings, comments and blank lines. The core is what trains and
-scores a model; the wings (inference, launch, library, reports, tracking, search) look at it and it
-never at them. A kernel that is not the definition (reference.py) is counted beside the core.
+scores a model; the wings (WINGS) look at it and it never at them. A kernel that is not the
+definition (reference.py) is counted beside the core.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mogrifier_lm"
-WINGS = ("inference", "launch", "library", "reports", "tracking", "search")
+WINGS = ("inference", "launch", "library", "reports", "search", "texts", "tracking")
 MOST_LINES, MOST_LINES_OF_FUNCTION = 400, 80
 # Of a run's folder; not tokenizer.json, which lies beside cached tokens too.
 RUN_FILES = (

@@ -88,7 +88,7 @@ def _prepare(folder: Path) -> None:
 
     import mogrifier_lm.launch.commands.evaluate
     import mogrifier_lm.runs.run
-    from mogrifier_lm.data.synthetic import SyntheticLanguage
+    from mogrifier_lm.texts.synthetic import SyntheticLanguage
 
     assert torch._dynamo and mogrifier_lm.runs.run and mogrifier_lm.launch.commands.evaluate
     language, text = SyntheticLanguage(seed=1, vocab_size=200), folder / "text"

@@ -12,10 +12,10 @@ import pytest
 from omegaconf import DictConfig
 
 from mogrifier_lm.config import save_config, validate
-from mogrifier_lm.data.synthetic import VOCAB_SIZE, SyntheticLanguage
 from mogrifier_lm.launch.job import compose
 from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.texts.synthetic import VOCAB_SIZE, SyntheticLanguage
 from tests.wandb_stand_in import API_KEY, WandbStandIn
 
 ROOT = Path(__file__).parent.parent

@@ -193,7 +193,7 @@ def test_a_saved_cache_and_a_hub_that_is_not_ours_are_not_obeyed(tmp_path: Path)
         assert load_config(tmp_path / "config.yaml") == config
 
 
-WINGS = {"inference", "launch", "reports", "tracking", "search"}
+WINGS = {"inference", "launch", "library", "reports", "search", "texts", "tracking"}
 LAYERS = {  # package → what it must not import, beside what ABOVE says
     "kernels": {"cells", "model", "training", "data", "evaluators", "options"},
     "cells": {"model", "training", "data", "evaluators", "options"},

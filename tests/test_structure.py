@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 measures = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/measures.py")))
 MOST_CODE = 4500  # lines of the core, without fast kernels: the plan
-MOST_CODE_YET = 4825  # what stands; it may only fall
+MOST_CODE_YET = 4545  # what stands; it may only fall
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

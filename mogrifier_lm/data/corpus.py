@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mogrifier_lm.data.source import SPLITS, Part, find_parts, text_hash, text_place
+from mogrifier_lm.data.source import SPLITS, Part, cache_of, find_parts, text_place
 from mogrifier_lm.data.subwords import TOKENIZERS, load_tokenizer
 from mogrifier_lm.data.text import EOS, UNK, Form, Reader, measure, words_of
 from mogrifier_lm.data.tokenizer import Tokenizer, WordTokenizer
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import cache_folder, digest, fill_folder, read_json
+from mogrifier_lm.files import digest, fill_folder, read_json
 from mogrifier_lm.options import LONG_WORD, DataConfig, TokenizerConfig
 from mogrifier_lm.terminal import progress_bar
 
@@ -52,25 +52,24 @@ def load_corpus(source: DataConfig, tokenizer: TokenizerConfig | None = None) ->
     """Read, tokenize and check a corpus; the second time from the cache.
 
     Args:
-        source: where the text is: `dir`, else $MOGRIFIER_LM_DATA/`folder`, else the hub; the name
-            "synthetic" is generated.
+        source: where the text is: `dir`, else $MOGRIFIER_LM_DATA/`folder`, else the cache, where
+            `texts.fetch` has put it.
         tokenizer: by default a word a token.
 
     Raises:
-        UserError: text that is missing, empty, not UTF-8 or unreachable; a cache folder that
+        UserError: text that is missing, empty or not UTF-8; a cache folder that
             cannot be written.
     """
     tokenizer = tokenizer or TokenizerConfig()
-    cache = Path(source.cache_dir).expanduser() if source.cache_dir else cache_folder()
-    place = text_place(source, cache)
+    place = text_place(source)
     unit = TOKENIZERS[tokenizer.name].unit
     parts = find_parts(place, source, exact=unit != "word")
-    hashes = {split: text_hash(part, cache) for split, part in parts.items()}
-    entry = cache / "tokens" / digest(CACHE_FORMAT, _settings(source, tokenizer), hashes)
+    hashes = {split: part.sha256() for split, part in parts.items()}
+    entry = cache_of(source) / "tokens" / digest(CACHE_FORMAT, _settings(source, tokenizer), hashes)
     if not entry.is_dir():
         fill_folder(entry, lambda tmp: _tokenize(parts, source, tokenizer, tmp))
     facts = read_json(entry / "splits.json", required=True)
-    floors = read_json(place / "floor.json") if source.name == "synthetic" else {}
+    floors = read_json(place / "floor.json") if place.is_dir() else {}
     vocabulary = load_tokenizer(entry / VOCABULARY)
     splits = {
         split: Split(

@@ -1,9 +1,8 @@
-"""Where texts come from: a folder, one file, the hub, or the synthetic language."""
+"""Where texts lie: in a folder, in one file, or in the cache, where `texts.fetch` puts them."""
 
 import gzip
 import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from mogrifier_lm.data import synthetic
 from mogrifier_lm.data.text import CHUNK
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import digest, fill_folder, read_json, write_json
+from mogrifier_lm.files import cache_folder, digest
 from mogrifier_lm.options import DataConfig
 from mogrifier_lm.terminal import shown
 
@@ -26,8 +24,8 @@ NAMES = {"train": ("train",), "valid": ("valid", "val", "dev", "validation"), "t
 PATTERNS = ("{}.txt", "{}.tokens", "ptb.{}.txt", "wiki.{}.tokens")  # ours, then of the releases
 SPELLED_PATTERNS = ("ptb.char.{}.txt", "{}.txt")
 
-HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-LARGE = 1 << 26  # bytes from which a file that has not changed is not read again for its hash
+SYNTHETIC = "synthetic"  # the data set whose text is generated
+SYNTHETIC_FORMAT = 1  # raised when the same seed gives another text
 
 
 @dataclass(frozen=True)
@@ -122,91 +120,49 @@ def _cut(path: Path, shares: list[float], exact: bool) -> dict[str, Part]:
     return dict(zip(SPLITS, parts, strict=True))
 
 
-def text_hash(part: Part, cache: Path) -> str:
-    """The hash of a text; of a large file that has not changed, what it was."""
-    stat = part.path.stat()
-    if stat.st_size < LARGE:
-        return part.sha256()
-    state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    known = (
-        cache / "hashes" / f"{digest(str(part.path.resolve()), state, part.start, part.stop)}.json"
+def cache_of(source: DataConfig) -> Path:
+    """The folder where fetched texts and arrays of tokens are kept."""
+    return Path(source.cache_dir).expanduser() if source.cache_dir else cache_folder()
+
+
+def text_place(source: DataConfig) -> Path:
+    """The folder that holds the three text files of the source, or its single file.
+
+    Raises:
+        UserError: it is not there.
+    """
+    place = local_place(source) or fetched_place(source)
+    if place.exists():
+        return place
+    if source.hub_path or source.name == SYNTHETIC:
+        raise UserError(
+            f"the text of data={source.name} is not here yet: scripts/prepare_data.py fetches it"
+        )
+    below = f" or MOGRIFIER_LM_DATA to hold {source.folder}" if source.folder else ""
+    raise UserError(
+        f"data={source.name} needs data.dir=FOLDER with train.txt, valid.txt and test.txt, "
+        f"data.dir=FILE that is cut into them, or data.hub_path=NAME of the hub{below}"
     )
-    if not known.is_file():
-        value = part.sha256()
-        known.parent.mkdir(parents=True, exist_ok=True)
-        write_json(known, {"sha256": value})
-    return str(read_json(known)["sha256"])
 
 
-def text_place(source: DataConfig, cache: Path) -> Path:
-    """The folder that holds the three text files of the source, or its single file."""
+def local_place(source: DataConfig) -> Path | None:
+    """Where the user has the text: in `dir`, or below $MOGRIFIER_LM_DATA; None: it is fetched."""
     if source.dir:
         place = Path(source.dir).expanduser()
         if not place.exists():
             raise UserError(f"data.dir: no folder {shown(place)}, and no such file")
         return place
-    if source.name == "synthetic":
-        version = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()
-        folder = cache / "text" / f"synthetic-{digest(version, source.seed)}"
-        if not folder.is_dir():
-            fill_folder(folder, lambda tmp: _generate(source.seed, tmp))
-        return folder
     root = os.environ.get("MOGRIFIER_LM_DATA")
-    if root and not Path(root).is_dir():
+    if not (root and source.folder):
+        return None
+    if not Path(root).is_dir():
         raise UserError(f"MOGRIFIER_LM_DATA={root}: there is no such folder")
-    if root and source.folder and (Path(root) / source.folder).exists():
-        return Path(root) / source.folder
-    if not source.hub_path:
-        below = f" or MOGRIFIER_LM_DATA to hold {source.folder}" if source.folder else ""
-        raise UserError(
-            f"data={source.name} needs data.dir=FOLDER with train.txt, valid.txt and test.txt, "
-            f"data.dir=FILE that is cut into them, or data.hub_path=NAME of the hub{below}"
-        )
-    hub = (source.hub_path, source.hub_name, source.hub_revision, source.hub_column)
-    folder = cache / "text" / f"{source.name}-{digest(*hub)}"
-    if not folder.is_dir():
-        fill_folder(folder, lambda tmp: _download(source, tmp))
-    return folder
+    place = Path(root) / source.folder
+    return place if place.exists() else None
 
 
-def _generate(seed: int, folder: Path) -> None:
-    """The synthetic text and, beside it, -ln p of each split under its source."""
-    log.info("generating the synthetic language")
-    language = synthetic.SyntheticLanguage(seed)
-    floors = {}
-    for i, split in enumerate(SPLITS):
-        size = synthetic.TRAIN_TOKENS if split == "train" else synthetic.EVAL_TOKENS
-        lines = language.sample(size, seed=3 * seed + i)
-        (folder / f"{split}.txt").write_text(
-            "".join(f"{line}\n" for line in lines), encoding="utf-8"
-        )
-        if split != "train":
-            floors[split] = language.nats(lines)
-    (folder / "floor.json").write_text(json.dumps(floors), encoding="utf-8")
-
-
-def _download(source: DataConfig, folder: Path) -> None:
-    hint = "give data.dir=FOLDER with train.txt, valid.txt, test.txt, or set MOGRIFIER_LM_DATA"
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"data={source.name} needs the package datasets, or {hint}") from error
-    log.info("downloading %s from the hub", source.hub_path)
-    try:
-        splits = datasets.load_dataset(
-            source.hub_path, source.hub_name, revision=source.hub_revision
-        )
-    except Exception as error:  # the hub's errors have no common base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"data={source.name}: {source.hub_path} cannot be had from the hub ({reason}); {hint}"
-        ) from error
-    for split, hub_split in HUB_SPLITS.items():
-        if hub_split not in splits or source.hub_column not in splits[hub_split].column_names:
-            raise UserError(
-                f"data={source.name}: {source.hub_path} has no split {hub_split} with a column "
-                f"{source.hub_column}; {hint}"
-            )
-        with open(folder / f"{split}.txt", "w", encoding="utf-8", newline="\n") as file:
-            for line in splits[hub_split][source.hub_column]:
-                file.write(line.rstrip("\n") + "\n")
+def fetched_place(source: DataConfig) -> Path:
+    """The folder that `texts.fetch` fills: what the text depends on is in its name."""
+    of_hub = (source.hub_path, source.hub_name, source.hub_revision, source.hub_column)
+    key = (SYNTHETIC_FORMAT, source.seed) if source.name == SYNTHETIC else of_hub
+    return cache_of(source) / "text" / f"{source.name}-{digest(*key)}"

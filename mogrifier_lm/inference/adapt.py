@@ -17,8 +17,8 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Task
 from mogrifier_lm.evaluators.dynamic import coefficients, move, root_mean_squares, window_gradients
 from mogrifier_lm.model import LanguageModel, States, restored
-from mogrifier_lm.runs.build import saved_corpus
 from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.texts.fetch import fetched_corpus
 from mogrifier_lm.training import checkpoint
 
 # Where a run has not tuned them: what tuning found on PTB and WikiText-2, or near it (results/).
@@ -114,7 +114,7 @@ def adaptation(folder: RunFolder, model: LanguageModel, corpus: Corpus | None = 
         raise UserError(
             f"{folder} was exported without statistics: adapt=true needs them, or the run itself"
         )
-    corpus = corpus or saved_corpus(folder)
+    corpus = corpus or fetched_corpus(folder)
     entry = folder.read_summary().get("test", {}).get("dynamic", {})
     settings = {key: entry.get(key, value) for key, value in UNTUNED.items()}
     settings["tuned"] = bool(entry)

@@ -47,7 +47,7 @@ from mogrifier_lm.launch.overrides import (
     without_effect,
 )
 from mogrifier_lm.launch.signals import Interrupted, end_by, endable
-from mogrifier_lm.launch.tracked import tracked_run
+from mogrifier_lm.launch.tracked import get_text, tracked_run
 from mogrifier_lm.machine import PROCESSES, RANK
 from mogrifier_lm.reports.folders import Run
 from mogrifier_lm.reports.table import objective
@@ -280,6 +280,7 @@ def _follow(node: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> fl
     config = resume_config(node, folder.config, overrides) if node.resume else validate(node)
     from mogrifier_lm.runs.run import run
 
+    get_text(config)
     run(config, folder)
     return math.nan  # the first process speaks for all
 

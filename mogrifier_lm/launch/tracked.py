@@ -14,6 +14,7 @@ from mogrifier_lm.config import Config
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.launch import provenance
+from mogrifier_lm.machine import PROCESSES
 from mogrifier_lm.reports.table import final_table, objective
 from mogrifier_lm.runs.folder import RunFolder, sweep_name
 from mogrifier_lm.terminal import shown
@@ -54,6 +55,7 @@ def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> 
 
             return track
 
+        get_text(config)
         summary = run(config, folder, open_tracker, provenance.collect)
         (tracker,) = opened
         curves, *_ = [plot_curves(folder, kind) for kind in ("png", *config.report.formats)]
@@ -77,6 +79,20 @@ def sampled(model: "LanguageModel", tokenizer: "Tokenizer", number: int) -> list
     except UserError as error:
         return [str(error)]
     return [tokenizer.decode(list(text)) for text in zip(*drawn, strict=True)]
+
+
+def get_text(config: Config) -> None:
+    """Fetch the text of a run; its other processes go after the first, whose cache they may share.
+
+    To be called in each of them.
+    """
+    from mogrifier_lm.texts.fetch import fetch
+
+    if PROCESSES == 1:
+        return fetch(config.data)
+    from mogrifier_lm.training.parallel import Processes
+
+    Processes().in_turn(lambda: fetch(config.data))
 
 
 def warn_of_torch(found: str) -> None:

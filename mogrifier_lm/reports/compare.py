@@ -10,9 +10,9 @@ from mogrifier_lm.config import Config
 from mogrifier_lm.data import UNK, Corpus
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import Result
-from mogrifier_lm.runs.build import saved_corpus
 from mogrifier_lm.runs.evaluate import SCORED, load, score
 from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.texts.fetch import fetched_corpus
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def compare_runs(sides: Sequence[Sequence[tuple[Config, RunFolder]]]) -> None:
         UserError: runs on different text, a run twice on a side, or nothing to compare.
     """
     compared = [
-        [_Compared(c, folder, saved_corpus(folder, c)) for c, folder in side] for side in sides
+        [_Compared(c, folder, fetched_corpus(folder, c)) for c, folder in side] for side in sides
     ]
     for side in compared:
         if len({run.folder.path.resolve() for run in side}) < max(1, len(side)):

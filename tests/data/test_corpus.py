@@ -87,16 +87,6 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere", tmp_path / "c")
 
 
-def test_unreachable_hub_says_how_to_give_local_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MOGRIFIER_LM_DATA", raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with pytest.raises(UserError, match="cannot be had from the hub .*give data.dir=FOLDER"):
-        cache = str(tmp_path / "c")
-        load_corpus(DataConfig(name="x", hub_path="nobody/nothing", cache_dir=cache))
-
-
 def test_counts_that_differ_from_the_published_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -43,7 +43,9 @@ def main(*overrides: str, run: str = "", compare: str = "") -> None:
     if run:
         config, folder = load(run)
         from mogrifier_lm.runs.evaluate import evaluate_run
+        from mogrifier_lm.texts.fetch import fetch
 
+        fetch(config.data)
         return print(plain(f"\n{score_table(evaluate_run(config, folder))}"))
     # Every scalar a text: 01 is the name of a folder.
     sides = yaml.load(compare, yaml.BaseLoader)

@@ -33,8 +33,9 @@ def main(
     from mogrifier_lm.inference.counts import training_counts, write_counts
     from mogrifier_lm.inference.hub import hub as asked
     from mogrifier_lm.reports.card import card
-    from mogrifier_lm.runs.build import saved_corpus, saved_model, saved_tokenizer
+    from mogrifier_lm.runs.build import saved_model, saved_tokenizer
     from mogrifier_lm.runs.folder import RunFolder
+    from mogrifier_lm.texts.fetch import fetched_corpus
     from mogrifier_lm.training import checkpoint
 
     source, target = RunFolder(run), RunFolder(to)
@@ -43,7 +44,7 @@ def main(
     config, model = load_config(source.config), saved_model(source)
     if data:
         config = replace(config, data=replace(config.data, dir=data))
-    corpus = saved_corpus(source, config)
+    corpus = fetched_corpus(source, config)
     if hub:
         with asked(f"hub={hub}") as package:
             package.HfApi().create_repo(hub, exist_ok=True)

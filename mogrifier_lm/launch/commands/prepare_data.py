@@ -17,10 +17,12 @@ from mogrifier_lm.launch.job import compose
 
 def main(*overrides: str) -> None:
     from mogrifier_lm.runs.build import build_corpus
+    from mogrifier_lm.texts.fetch import fetch
 
     if wrong := [o for o in overrides if not o.startswith(("data", "tokenizer"))]:
         raise UserError(f"{wrong[0]}: only the keys of data and tokenizer are taken here")
     config = validate(compose(overrides))
+    fetch(config.data)
     corpus = build_corpus(config)
     print(f"{corpus.name}: {len(corpus.tokenizer):,} types of {config.tokenizer.name} tokens")
     print(f"{'':5}  {'words':>11}  {'tokens':>11}  {'bytes':>11}  {'<unk>':>7}  sha256")

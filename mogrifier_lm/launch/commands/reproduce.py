@@ -128,9 +128,11 @@ def _seconds(config: Config, folder: RunFolder) -> float:
         validation_seconds,
     )
     from mogrifier_lm.runs.build import build_corpus, check_device, use_threads
+    from mogrifier_lm.texts.fetch import fetch
     from mogrifier_lm.training import checkpoint
 
     use_threads(config.trainer.threads)
+    fetch(config.data)
     corpus = build_corpus(config)
     device = check_device(config.trainer.device)
     trainer = trainer_on_random_tokens(config, len(corpus.tokenizer), device)

@@ -119,13 +119,13 @@ def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> N
     from mogrifier_lm.evaluators import static_nats
     from mogrifier_lm.inference.counts import training_counts
     from mogrifier_lm.reports.words import plot_words, word_nats, words_table
-    from mogrifier_lm.runs.build import saved_corpus
     from mogrifier_lm.runs.folder import RunFolder, check_inside
+    from mogrifier_lm.texts.fetch import fetched_corpus
 
     if split not in SPLITS:
         raise UserError(f"no split {split}; {nearest(split, list(SPLITS))}")
     folder, model = RunFolder(run), load_model(run, device)
-    corpus = saved_corpus(folder)
+    corpus = fetched_corpus(folder)
     tokenizer, ids = corpus.tokenizer, corpus.splits[split].ids
     counts = training_counts(tokenizer, corpus.splits["train"].ids)
     nats = static_nats(model, ids, tokenizer.eos_id).double().numpy()

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mogrifier_lm.data import EOS, synthetic
-from mogrifier_lm.data.synthetic import EVAL_TOKENS, TRAIN_TOKENS, State, SyntheticLanguage
+from mogrifier_lm.data import EOS
+from mogrifier_lm.texts import synthetic
+from mogrifier_lm.texts.synthetic import EVAL_TOKENS, TRAIN_TOKENS, State, SyntheticLanguage
 
 ORDER = 5
 

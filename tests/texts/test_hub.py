@@ -10,6 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from mogrifier_lm.data import load_corpus
+from mogrifier_lm.errors import UserError
+from mogrifier_lm.options import DataConfig
+from mogrifier_lm.texts.fetch import fetch
 from tests.conftest import ROOT
 from tests.hub_stand_in import HubStandIn
 
@@ -26,8 +30,10 @@ LOAD = """
 import json, sys
 from mogrifier_lm.config import validate
 from mogrifier_lm.data import load_corpus
+from mogrifier_lm.texts.fetch import fetch
 from tests.conftest import compose_config
 config = validate(compose_config([f"data={sys.argv[1]}", f"data.cache_dir={sys.argv[2]}"]))
+fetch(config.data)
 corpus = load_corpus(config.data, config.tokenizer)
 print(json.dumps([corpus.tokenizer.vocabulary[i] for i in corpus.splits["train"].ids]))
 """
@@ -59,3 +65,15 @@ def test_hub_rows_become_lines(name: str, tmp_path: Path) -> None:
     offline = environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     again = subprocess.run(arguments, cwd=ROOT, env=offline, capture_output=True, text=True)
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1], again.stderr
+
+
+def test_unreachable_hub_says_how_to_give_local_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOGRIFIER_LM_DATA", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    source = DataConfig(name="x", hub_path="nobody/nothing", cache_dir=str(tmp_path / "c"))
+    with pytest.raises(UserError, match="cannot be had from the hub .*give data.dir=FOLDER"):
+        fetch(source)
+    with pytest.raises(UserError, match="data=x is not here yet: scripts/prepare_data.py"):
+        load_corpus(source)
