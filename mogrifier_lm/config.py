@@ -140,13 +140,10 @@ def validate(node: DictConfig) -> Config:
 
 
 def _check_tokenizer(config: Config) -> None:
-    kinds = {
-        "sentencepiece": ("model_type", "vocab_size"),
-        "word": ("min_count", "max_size"),
-        "char": ("min_count", "max_size"),
-    }
-    tokenizer = config.tokenizer
-    mine = kinds.get(tokenizer.name, ())
+    from mogrifier_lm.data import TOKENIZERS  # here, as CELLS
+
+    tokenizer, kinds = config.tokenizer, {name: kind.settings for name, kind in TOKENIZERS.items()}
+    mine = kinds[tokenizer.name]
     for key in {key for keys in kinds.values() for key in keys}.difference(mine):
         if getattr(tokenizer, key) is not None:
             names = " or ".join(f"tokenizer={name}" for name, keys in kinds.items() if key in keys)

@@ -50,7 +50,7 @@ class LanguageModel(nn.Module):
         mixture: M softmaxes mixed by weights that depend on the encoder's output (Mixture of
             Softmaxes, Yang et al., arXiv 1711.03953); each sees tanh of its own projection to E.
         adaptive_softmax: first ids of the clusters of rare types, whose vectors are shorter
-            (`adaptive.Tails`); tied and without a mixture.
+            (`adaptive.Tails`); tied, without a mixture and with one dropout sample.
         backend: kernel of the recurrence and, where it has one of that name, of the output layer,
             whose own choice is `output_backend`.
         device: where the parameters live.
@@ -86,8 +86,6 @@ class LanguageModel(nn.Module):
             raise ValueError("residual needs an embedding and layers of one size")
         if residual and skip_sum:
             raise ValueError("residual and skip_sum exclude each other: give one")
-        if adaptive_softmax and (not tie_embeddings or mixture > 1):
-            raise ValueError("adaptive_softmax needs tie_embeddings and no mixture")
         self.vocab_size, self.skip_sum, self.residual = vocab_size, skip_sum, residual
         self.embedding_size, self.output_size = embedding_size, specs[-1].hidden_size
         self.tails: Tails | None = None
@@ -283,8 +281,6 @@ class LanguageModel(nn.Module):
         rows, bias, log_prior = self._components(hidden, temperature, samples)
         if self.tails is None:
             return [((rows, self.output_weight, bias, targets_N, log_prior), None)]
-        if samples > 1:
-            raise ValueError("adaptive_softmax has one dropout sample")
         parts = self.tails.softmaxes(rows, self.embedding_weight, bias, targets_N, temperature)
         return (((*arguments, None), places) for arguments, places in parts)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mogrifier_lm.config import validate
 from mogrifier_lm.data import IGNORE
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.job import run_in
@@ -93,8 +94,9 @@ def test_cutoffs_that_do_not_fit_are_named() -> None:
         config = ModelConfig(hidden_size=8, adaptive_softmax=cutoffs)
         with pytest.raises(UserError, match="model.adaptive_softmax is .* below the 50 types"):
             build_model(config, V)
-    with pytest.raises(ValueError, match="adaptive_softmax needs tie_embeddings"):
-        LanguageModel(V, E, layer_specs([E, E]), mixture=2, adaptive_softmax=[7])
+    for wrong in ("model.mixture=2", "model.tie_embeddings=false", "regularization.samples=2"):
+        with pytest.raises(UserError, match="adaptive_softmax needs model.tie_embeddings=true"):
+            validate(compose_config(["model.adaptive_softmax=[7]", wrong]))
 
 
 def test_a_run_with_every_evaluator_that_needs_log_probabilities(

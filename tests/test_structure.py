@@ -4,13 +4,10 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from tests.conftest import ROOT
 
 measures = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/measures.py")))
-MOST_CODE = 4500  # lines of the core, without fast kernels: the plan
-MOST_CODE_YET = 4545  # what stands; it may only fall
+MOST_CODE = 4500  # lines of the core, without fast kernels
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -33,13 +30,8 @@ def test_one_file_names_the_files_of_a_run() -> None:
     assert len(measures.spellers()) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="texts, safe loading, use of a model, the layer's promises")
 def test_the_core_is_small() -> None:
     assert 1000 < measures.sizes()["core"] <= MOST_CODE
-
-
-def test_the_core_does_not_grow() -> None:
-    assert measures.sizes()["core"] <= MOST_CODE_YET
 
 
 def test_the_hour_of_reading_is_one() -> None:

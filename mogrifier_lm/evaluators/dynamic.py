@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from mogrifier_lm.evaluators.task import (
     Evaluation,
-    Evaluator,
     Settings,
     Task,
+    Tempered,
     Text,
-    by_temperature,
     tune_tokens,
 )
 from mogrifier_lm.option import COUNT, DYNAMIC, LAMB, SIZE, TEMPERATURE, Interval, option
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Dynamic(Evaluator):
+class Dynamic(Tempered):
     """Score each window, then move the weights by its gradient and back towards the trained ones.
 
     rule "rms" (DYN, equations 4 to 6), with g the gradient of the window's mean nats per token,
@@ -61,51 +60,46 @@ class Dynamic(Evaluator):
     statistics_batch_size: int = option(20, "rms: streams over them", SIZE)
     tune_tokens: int | None = tune_tokens(10_000)
 
-    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
-        for settings, temperatures in by_temperature(trials):
-            yield from _adapt(task, text, settings, temperatures)
+    def score_at(
+        self, task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
+    ) -> Iterator[Evaluation]:
+        import torch
 
+        from mogrifier_lm.evaluators.captured import flattened, nested
+        from mogrifier_lm.kernels.graphs import Graphed
+        from mogrifier_lm.model import restored
 
-def _adapt(
-    task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
-) -> Iterator[Evaluation]:
-    import torch
+        model, params = task.model, list[torch.Tensor](task.model.parameters())
+        rms = root_mean_squares(task, settings) if settings["rule"] == "rms" else []
+        factors = coefficients(params, settings, rms)
+        states = model.zero_states(1)
+        sizes = [len(state) for state in states]
+        nats_KN = model.output_bias.new_empty(len(temperatures), len(text))
+        hidden_NE = None
+        with restored(params) as trained:
 
-    from mogrifier_lm.evaluators.captured import flattened, nested
-    from mogrifier_lm.kernels.graphs import Graphed
-    from mogrifier_lm.model import restored
+            def learn(inputs_T1: Tensor, targets_T1: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+                """Score a window, then move the weights in their place."""
+                before = nested(flat, sizes)
+                gradients, hidden, after = window_gradients(model, inputs_T1, targets_T1, before)
+                targets_T = targets_T1.flatten()
+                found = [model.output_nats(hidden, targets_T, t) for t in temperatures]
+                move(params, trained, gradients, factors)
+                return *found, hidden, *flattened(after)
 
-    model, params = task.model, list[torch.Tensor](task.model.parameters())
-    rms = root_mean_squares(task, settings) if settings["rule"] == "rms" else []
-    factors = coefficients(params, settings, rms)
-    states = model.zero_states(1)
-    sizes = [len(state) for state in states]
-    nats_KN = model.output_bias.new_empty(len(temperatures), len(text))
-    hidden_NE = None
-    with restored(params) as trained:
-
-        def learn(inputs_T1: Tensor, targets_T1: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-            """Score a window, then move the weights in their place."""
-            before = nested(flat, sizes)
-            gradients, hidden, after = window_gradients(model, inputs_T1, targets_T1, before)
-            targets_T = targets_T1.flatten()
-            found = [model.output_nats(hidden, targets_T, t) for t in temperatures]
-            move(params, trained, gradients, factors)
-            return *found, hidden, *flattened(after)
-
-        graphed = Graphed(learn, params[0].device)
-        for steps, inputs_T1, targets_T1 in task.windows(text, settings["window"], "dynamic"):
-            results = graphed(inputs_T1, targets_T1, *flattened(states))
-            for nats_N, nats_T in zip(nats_KN, results, strict=False):
-                nats_N[steps] = nats_T
-            hidden, *flat = results[len(nats_KN) :]
-            states = nested(flat, sizes)
-            if text.with_hidden:
-                if hidden_NE is None:
-                    hidden_NE = hidden.new_empty(len(text), hidden.shape[1])
-                hidden_NE[steps] = hidden
-    for nats_N in nats_KN.cpu():
-        yield Evaluation(nats_N, hidden=hidden_NE)
+            graphed = Graphed(learn, params[0].device)
+            for steps, inputs_T1, targets_T1 in task.windows(text, settings["window"], "dynamic"):
+                results = graphed(inputs_T1, targets_T1, *flattened(states))
+                for nats_N, nats_T in zip(nats_KN, results, strict=False):
+                    nats_N[steps] = nats_T
+                hidden, *flat = results[len(nats_KN) :]
+                states = nested(flat, sizes)
+                if text.with_hidden:
+                    if hidden_NE is None:
+                        hidden_NE = hidden.new_empty(len(text), hidden.shape[1])
+                    hidden_NE[steps] = hidden
+        for nats_N in nats_KN.cpu():
+            yield Evaluation(nats_N, hidden=hidden_NE)
 
 
 def window_gradients(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators.task import (
     Evaluation,
-    Evaluator,
     Settings,
     Task,
+    Tempered,
     Text,
-    by_temperature,
     tune_tokens,
 )
 from mogrifier_lm.option import COUNT, LAMB, MOGRIFIER, SEED, SIZE, TEMPERATURE, Interval, option
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class MCDropout(Evaluator):
+class MCDropout(Tempered):
     """The arithmetic mean of probabilities over passes with the training's dropout rates, scaled.
 
     Each pass has masks and a state of its own; the passes are the streams of one batch. The
@@ -59,46 +58,43 @@ class MCDropout(Evaluator):
                 f"{rate:g} to 1 or above"
             )
 
-    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
-        for settings, temperatures in by_temperature(trials):
-            yield from _average(task, text, settings, temperatures)
+    def score_at(
+        self, task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
+    ) -> list[Evaluation]:
+        import torch
 
+        from mogrifier_lm.evaluators.captured import encode
+        from mogrifier_lm.regularization import SHARED, draw_masks, kind, masked, scaled
 
-def _average(
-    task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
-) -> list[Evaluation]:
-    import torch
-
-    from mogrifier_lm.evaluators.captured import encode
-    from mogrifier_lm.regularization import SHARED, draw_masks, kind, masked, scaled
-
-    model, passes = task.model, settings["passes"]
-    device, size = model.output_bias.device, (len(temperatures), len(text))
-    rates = scaled(task.regularization, settings["scale"])
-    shared = any(kind(name) in SHARED for name in masked(rates, model.mask_shapes))
-    batch_size = 1 if shared else passes  # passes that are to differ run one at a time
-    states = [model.zero_states(batch_size) for _ in range(passes // batch_size)]
-    generator = torch.Generator(device).manual_seed(settings["seed"])
-    arithmetic_KN = torch.empty(size, dtype=torch.float64, device=device)
-    geometric_KN = torch.empty(size, device=device)
-    for steps, inputs_T1, targets_T1 in task.windows(text, settings["window"], "mc_dropout"):
-        shape = len(inputs_T1), batch_size
-        inputs_TB, hiddens = inputs_T1.expand(shape).contiguous(), []
-        for i, state in enumerate(states):
-            masks = draw_masks(rates, model.mask_shapes, shape, generator)
-            hidden, states[i] = encode(model, inputs_TB, state, masks)
-            hiddens.append(hidden.view(*shape, -1))
-        hidden_TPE = torch.cat(hiddens, 1)
-        for k, temperature in enumerate(temperatures):
-            nats_TP = model.output_nats(
-                hidden_TPE.flatten(0, 1), targets_T1.expand(-1, passes).flatten(), temperature
-            ).view(-1, passes)
-            arithmetic_KN[k, steps] = math.log(passes) - (-nats_TP.double()).logsumexp(1)
-            geometric_KN[k, steps] = _geometric(model, hidden_TPE, targets_T1, temperature)
-    return [
-        Evaluation(arithmetic_N, {"geometric": geometric_N})
-        for arithmetic_N, geometric_N in zip(arithmetic_KN.cpu(), geometric_KN.cpu(), strict=True)
-    ]
+        model, passes = task.model, settings["passes"]
+        device, size = model.output_bias.device, (len(temperatures), len(text))
+        rates = scaled(task.regularization, settings["scale"])
+        shared = any(kind(name) in SHARED for name in masked(rates, model.mask_shapes))
+        batch_size = 1 if shared else passes  # passes that are to differ run one at a time
+        states = [model.zero_states(batch_size) for _ in range(passes // batch_size)]
+        generator = torch.Generator(device).manual_seed(settings["seed"])
+        arithmetic_KN = torch.empty(size, dtype=torch.float64, device=device)
+        geometric_KN = torch.empty(size, device=device)
+        for steps, inputs_T1, targets_T1 in task.windows(text, settings["window"], "mc_dropout"):
+            shape = len(inputs_T1), batch_size
+            inputs_TB, hiddens = inputs_T1.expand(shape).contiguous(), []
+            for i, state in enumerate(states):
+                masks = draw_masks(rates, model.mask_shapes, shape, generator)
+                hidden, states[i] = encode(model, inputs_TB, state, masks)
+                hiddens.append(hidden.view(*shape, -1))
+            hidden_TPE = torch.cat(hiddens, 1)
+            for k, temperature in enumerate(temperatures):
+                nats_TP = model.output_nats(
+                    hidden_TPE.flatten(0, 1), targets_T1.expand(-1, passes).flatten(), temperature
+                ).view(-1, passes)
+                arithmetic_KN[k, steps] = math.log(passes) - (-nats_TP.double()).logsumexp(1)
+                geometric_KN[k, steps] = _geometric(model, hidden_TPE, targets_T1, temperature)
+        return [
+            Evaluation(arithmetic_N, {"geometric": geometric_N})
+            for arithmetic_N, geometric_N in zip(
+                arithmetic_KN.cpu(), geometric_KN.cpu(), strict=True
+            )
+        ]
 
 
 def _geometric(

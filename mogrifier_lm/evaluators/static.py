@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.evaluators.task import (
     Evaluation,
-    Evaluator,
     Settings,
     Task,
+    Tempered,
     Text,
-    by_temperature,
     tune_tokens,
 )
 from mogrifier_lm.option import LAMB, SIZE, TEMPERATURE, option
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Static(Evaluator):
+class Static(Tempered):
     """Score every token of a text.
 
     The state starts at zero, an <eos> is fed before the first token, and the state is carried
@@ -41,31 +40,26 @@ class Static(Evaluator):
     )
     tune_tokens: int | None = tune_tokens(None)
 
-    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
-        for settings, temperatures in by_temperature(trials):
-            yield from _score(task, text, settings, temperatures)
+    def score_at(
+        self, task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
+    ) -> list[Evaluation]:
+        import torch
 
+        from mogrifier_lm.data import IGNORE
+        from mogrifier_lm.evaluators.captured import encode
 
-def _score(
-    task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
-) -> list[Evaluation]:
-    import torch
-
-    from mogrifier_lm.data import IGNORE
-    from mogrifier_lm.evaluators.captured import encode
-
-    model, batch_size = task.model, min(settings["batch_size"], len(text))
-    states, num_steps = model.zero_states(batch_size), -(-len(text) // batch_size)
-    nats_KTB = model.output_bias.new_empty(len(temperatures), num_steps, batch_size)
-    is_token_TB = torch.empty(num_steps, batch_size, dtype=torch.bool, device=nats_KTB.device)
-    windows = task.windows(text, settings["window"], "static", batch_size)
-    for steps, inputs_TB, targets_TB in windows:
-        hidden, states = encode(model, inputs_TB, states)
-        for nats_TB, temperature in zip(nats_KTB, temperatures, strict=True):
-            nats_N = model.output_nats(hidden, targets_TB.flatten(), temperature)
-            nats_TB[steps] = nats_N.view_as(targets_TB)
-        is_token_TB[steps] = targets_TB != IGNORE
-    return [Evaluation(nats_TB.T[is_token_TB.T].cpu()) for nats_TB in nats_KTB]
+        model, batch_size = task.model, min(settings["batch_size"], len(text))
+        states, num_steps = model.zero_states(batch_size), -(-len(text) // batch_size)
+        nats_KTB = model.output_bias.new_empty(len(temperatures), num_steps, batch_size)
+        is_token_TB = torch.empty(num_steps, batch_size, dtype=torch.bool, device=nats_KTB.device)
+        windows = task.windows(text, settings["window"], "static", batch_size)
+        for steps, inputs_TB, targets_TB in windows:
+            hidden, states = encode(model, inputs_TB, states)
+            for nats_TB, temperature in zip(nats_KTB, temperatures, strict=True):
+                nats_N = model.output_nats(hidden, targets_TB.flatten(), temperature)
+                nats_TB[steps] = nats_N.view_as(targets_TB)
+            is_token_TB[steps] = targets_TB != IGNORE
+        return [Evaluation(nats_TB.T[is_token_TB.T].cpu()) for nats_TB in nats_KTB]
 
 
 def static_nats(
@@ -76,7 +70,7 @@ def static_nats(
 
     settings = {"batch_size": batch_size, "window": window, "temperature": 1.0}
     text = Text("text", Split(ids=ids, words=0, bytes=0, sha256=""))
-    return _score(Task(model, {}, eos_id), text, settings, [1.0])[0].nats
+    return Static().score_at(Task(model, {}, eos_id), text, settings, [1.0])[0].nats
 
 
 def static_score(model: LanguageModel, split: Split, eos_id: int, batch_size: int) -> Score:

@@ -144,19 +144,27 @@ class Evaluator:
         raise NotImplementedError
 
 
+@dataclass(kw_only=True)
+class Tempered(Evaluator):
+    """One with a setting `temperature`: trials in a row that share all others share a pass."""
+
+    def score(self, task: Task, text: Text, trials: Sequence[Settings]) -> Iterator[Evaluation]:
+        def others(trial: Settings) -> Settings:
+            return {key: value for key, value in trial.items() if key != "temperature"}
+
+        for settings, group in itertools.groupby(trials, others):
+            yield from self.score_at(task, text, settings, [t["temperature"] for t in group])
+
+    def score_at(
+        self, task: Task, text: Text, settings: Settings, temperatures: Sequence[float]
+    ) -> Iterable[Evaluation]:
+        """An evaluation for each temperature, all else as in `settings`."""
+        raise NotImplementedError
+
+
 def tune_tokens(default: int | None) -> Any:
     """The option of that name."""
     return option(default, "validation tokens tuned on; null: all", COUNT)
-
-
-def by_temperature(trials: Iterable[Settings]) -> Iterator[tuple[Settings, list[float]]]:
-    """Settings and their temperatures: trials in a row that differ in nothing else share a pass."""
-
-    def others(trial: Settings) -> Settings:
-        return {key: value for key, value in trial.items() if key != "temperature"}
-
-    for settings, group in itertools.groupby(trials, others):
-        yield settings, [trial["temperature"] for trial in group]
 
 
 @dataclass(frozen=True)

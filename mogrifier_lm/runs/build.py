@@ -228,14 +228,8 @@ def _memory(device: str) -> int:
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else []:
-        _, names, path = line.split(":", 2)
-        root, name = (
-            (Path("/sys/fs/cgroup"), "memory.max")
-            if not names
-            else (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")
-        )
-        folder = root / path.lstrip("/")
-        for file in (folder / name, *(parent / name for parent in folder.parents)):
+        folder = Path("/sys/fs/cgroup", line.rpartition(":")[2].lstrip("/"))
+        for file in (parent / "memory.max" for parent in (folder, *folder.parents)):
             if file.is_file() and (text := file.read_text(encoding="utf-8").strip()).isdigit():
                 limits.append(int(text))
     return min(limits)

@@ -301,7 +301,7 @@ def test_the_native_backend_refuses_what_it_has_not(monkeypatch):
 
     monkeypatch.setattr(native, "library", library)
     assert resolve("auto", "cpu") == "chunked"
-    with pytest.raises(ValueError, match="backend is native, but no compiler here"):
+    with pytest.raises(ValueError, match="backend is native: no compiler here"):
         resolve("native", "cpu")
 
 

@@ -1,13 +1,12 @@
 """Recurrences over time: the reference and its fast siblings, one signature."""
 
-import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mogrifier_lm.kernels.choice import choose
 from mogrifier_lm.kernels.recurrence import fused, native, operators, reference, triton
 from mogrifier_lm.kernels.recurrence.reference import Options, Round, State, Step, Weights
 
@@ -25,8 +24,6 @@ operators.EAGER.update(fused=fused.recurrence, native=native.recurrence)
 # Backends that run layers on each other at once: (x, states, weights, options, state_masks, masks
 # between layers) -> outputs, states; see `triton.wavefront.stack`.
 STACKS: dict[str, Callable[..., Any]] = {"triton": triton.stack}
-
-CONDITIONS = {"native": native.unsupported, "triton": triton.unsupported}  # of those that have any
 
 
 def resolve(
@@ -47,23 +44,15 @@ def resolve(
     Raises:
         ValueError: an unknown backend, or one that cannot run here, with the reason.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is {backend!r}, it must be one of auto, {', '.join(BACKENDS)}")
     if cell not in fused.CELLS:  # a new one has its definition first
         if backend in ("auto", "reference"):
             return "reference"
         raise ValueError(f"backend is {backend}: it has no {cell} cell, reference runs any")
-    if backend in ("reference", "fused"):
-        return backend
-    fastest = "native" if torch.device(device).type == "cpu" else "triton"
-    reason = CONDITIONS[fastest if backend == "auto" else backend](cell, device, dtype)
-    if reason is None:
-        return fastest if backend == "auto" else backend
-    if backend != "auto":
-        raise ValueError(f"backend is {backend}: {reason}; auto takes the fastest that can run")
-    if torch.device(device).type in ("cpu", "cuda"):
-        _say(reason)
-    return "fused"
+    unsupported = {
+        "native": lambda: native.unsupported(cell, device, dtype),
+        "triton": lambda: triton.unsupported(cell, device, dtype),
+    }
+    return choose(backend, device, ("reference", "fused"), unsupported, "the recurrence")
 
 
 def run(
@@ -80,8 +69,3 @@ def run(
     h, c = state
     output, h, c = BACKENDS[backend](x, h, c, weights, options, state_mask)
     return output, (h, c)
-
-
-@functools.cache  # once for each reason
-def _say(reason: str) -> None:
-    logging.getLogger(__name__).info("backend auto is fused: %s", reason)
