@@ -5,7 +5,7 @@ import gzip
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
@@ -14,6 +14,7 @@ from mogrifier_lm.data import Tokenizer
 from mogrifier_lm.data.source import Part
 from mogrifier_lm.data.text import Reader
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import replacing
 from mogrifier_lm.options import DataConfig
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,26 @@ class Line(NamedTuple):
     item: str = ""
 
 
+def checked(line: str, name: str) -> str:
+    """The line itself, if it is one, of characters.
+
+    Raises:
+        UserError: it holds a line break, or bytes that were not UTF-8.
+    """
+    if "\n" in line:
+        raise UserError(f"{name} holds a line break: give its lines singly")
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} is not UTF-8: {line!r}") from error
+    return line
+
+
 @contextmanager
 def opened(path: str, mode: str) -> Iterator[TextIO]:
     """A text file, packed where its name ends in .gz; - is stdin or stdout.
+
+    A file is written whole or not at all.
 
     Raises:
         UserError: it cannot be read or written, or is no UTF-8 text.
@@ -38,8 +56,12 @@ def opened(path: str, mode: str) -> Iterator[TextIO]:
         return
     opener: Any = gzip.open if path.endswith(".gz") else open
     newline = None if mode == "rt" else "\n"  # every end of a line that is read is one
+    there = mode == "rt" or (Path(path).exists() and not Path(path).is_file())  # a device, say
     try:
-        with opener(path, mode, encoding="utf-8", newline=newline) as file:
+        with (
+            nullcontext(path) if there else replacing(Path(path)) as name,
+            opener(name, mode, encoding="utf-8", newline=newline) as file,
+        ):
             yield cast(TextIO, file)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
@@ -74,12 +96,16 @@ def read_lines(chunks: Iterable[bytes], name: str, tokenizer: Tokenizer) -> Iter
 def read_tsv(file: Iterable[str], text: str, item: str, path: str) -> Iterator[Line]:
     """The lines in the columns of a table with a header, one a row."""
     rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if not rows.fieldnames:
+        raise UserError(f"{path} is empty")
     for column in filter(None, (text, item)):
         if column not in (rows.fieldnames or ()):
             known = ", ".join(rows.fieldnames or ())
             raise UserError(f"{path} has no column {column}, its columns are {known}")
     for row in rows:
-        yield Line(row[text] or "", row[item] or "" if item else "")
+        if None in row or None in row.values():
+            raise UserError(f"{path}, line {rows.line_num}: a row has not the cells of the header")
+        yield Line(row[text], row[item] if item else "")
 
 
 def lines_of(path: str, tokenizer: Tokenizer, column: str = "", item: str = "") -> Iterator[Line]:

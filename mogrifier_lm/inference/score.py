@@ -3,11 +3,13 @@
 Shape legend: T time steps, B texts side by side, N tokens, V vocabulary.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import groupby, islice
 from typing import Any, TextIO
 
@@ -20,7 +22,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators.captured import encode
 from mogrifier_lm.evaluators.score import perplexity
 from mogrifier_lm.inference.adapt import Adaptation
-from mogrifier_lm.inference.lines import Line
+from mogrifier_lm.inference.lines import Line, checked
 from mogrifier_lm.model import LanguageModel, States
 from mogrifier_lm.terminal import plain
 
@@ -73,6 +75,7 @@ class Totals:
     """Of the words that went by."""
 
     words: int = 0
+    ends: int = 0  # <eos> among them
     nats: float = 0.0
     unknown: int = 0
     unknown_nats: float = 0.0
@@ -80,6 +83,7 @@ class Totals:
     def watch(self, words: Iterable[Word]) -> Iterator[Word]:
         for word in words:
             self.words, self.nats = self.words + 1, self.nats + word.nats
+            self.ends += word.word == EOS
             if word.unk:
                 self.unknown += 1
                 self.unknown_nats += word.nats
@@ -96,7 +100,10 @@ class Totals:
             return "no words"
         line = f"{self.words:,} words, {self.nats:.4f} nats, "
         line += f"perplexity {self.ppl:.2f} a word"
-        if self.unknown:
+        if self.unknown and self.unknown == self.words - self.ends:
+            line += f" (warning: all scored as {UNK}, the model knows none of the words, and these "
+            line += "figures say nothing of the text)"
+        elif self.unknown:
             share, rest = self.unknown / self.words, self.words - self.unknown
             known = perplexity((self.nats - self.unknown_nats) / rest) if rest else math.inf
             line += f"; {self.unknown:,} ({share:.1%}) scored as {UNK}, {known:.2f} without them"
@@ -129,8 +136,9 @@ class Scores:
 def write_tsv(words: Iterable[Word], file: TextIO, guesses: bool = False) -> None:
     """Tab-separated, with a header; pandas reads it with sep="\\t", keep_default_na=False."""
     columns = COLUMNS if guesses else COLUMNS[:-1]
-    file.write("\t".join(columns) + "\n")
-    for word in words:
+    for i, word in enumerate(words):
+        if i == 0:  # no head where there is no body, because there is no such text, say
+            file.write("\t".join(columns) + "\n")
         file.write("\t".join(_cell(getattr(word, name)) for name in columns) + "\n")
 
 
@@ -152,6 +160,11 @@ class _Part:
     number: int
     ids: np.ndarray
     found: list[np.ndarray] = field(default_factory=list)
+
+
+def _part(tokenizer: Tokenizer, number: int, line: Line) -> _Part:
+    text = checked(line.text, f"sentence {number}")
+    return _Part(line, number, tokenizer.encode([text]).astype(np.int64))
 
 
 class _Scorer:
@@ -318,11 +331,10 @@ def score_lines(
     for name, value, known in (("unit", unit, UNITS), ("edge", edge, EDGES)):
         if value not in known:
             raise UserError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
+    if top < 0:
+        raise UserError(f"top is {top}, it must be at least 0")
     scorer = _Scorer(model, tokenizer, edge, min(top, model.vocab_size), adaptation)
-    parts = (
-        _Part(line, i, tokenizer.encode([line.text]).astype(np.int64))
-        for i, line in enumerate(lines, start=1)
-    )
+    parts = itertools.starmap(partial(_part, tokenizer), enumerate(lines, start=1))
     by = {"line": lambda part: part.number, "text": lambda part: 0, "item": lambda p: p.line.item}
     own = (group for _, group in groupby(parts, by[unit]))
     if unit == "text" or adaptation:

@@ -1,5 +1,6 @@
 """A trained model with its tokenizer: what `mogrifier_lm.load_model` returns."""
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,11 +18,15 @@ from mogrifier_lm.inference.counts import read_counts
 from mogrifier_lm.inference.gates import Gates, gates
 from mogrifier_lm.inference.generate import Sampling, sample
 from mogrifier_lm.inference.hub import download
-from mogrifier_lm.inference.lines import Line, read_lines
+from mogrifier_lm.inference.lines import Line, checked, read_lines
 from mogrifier_lm.inference.score import Scores, Word, score_lines
 from mogrifier_lm.model import LanguageModel, States
 from mogrifier_lm.runs.build import check_device, saved_model, saved_tokenizer
 from mogrifier_lm.runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+MOST = 4096  # texts drawn side by side; more are asked for with other seeds
 
 
 class TrainedModel(LanguageModel):
@@ -160,8 +165,9 @@ class TrainedModel(LanguageModel):
         **options: float | int | None,
     ) -> Iterator[list[int | None]]:
         """As `generate`, the next id of each text as it is drawn; None where a text is done."""
-        if number < 1 or max_words < 1:
-            raise UserError("number and max_words must be at least 1")
+        for name, value, most in (("number", number, MOST), ("max_words", max_words, 1 << 62)):
+            if not 1 <= value <= most:
+                raise UserError(f"{name} is {value}, it must be between 1 and {most:,}")
         banned = [] if unk or UNK not in self.tokenizer.index else [self.tokenizer.index[UNK]]
         how = Sampling(banned=banned, **options)  # type: ignore[arg-type]
         words, done = [0] * number, [False] * number
@@ -203,17 +209,20 @@ class TrainedModel(LanguageModel):
 
     def gates(self, line: str) -> Gates:
         """What each round multiplies, for each word, layer and round."""
-        return gates(self, self.tokenizer, line)
+        return gates(self, self.tokenizer, checked(line, "the line"))
 
-    def unknown(self, words: Iterable[str]) -> list[str]:
-        """Those that are read as <unk>."""
+    def unknown(self, text: str) -> list[str]:
+        """Its words that are read as <unk>."""
         unk = self.tokenizer.index.get(UNK)
-        ids = ((word, self.tokenizer.encode([word])) for word in sorted(set(words) - {UNK}))
+        lines = text.split("\n")
+        words = {w for line in lines for w in self.tokenizer.split(checked(line, "the text"))}
+        ids = ((word, self.tokenizer.encode([word])) for word in sorted(words - {UNK}))
         return [word for word, found in ids if unk is not None and unk in found]
 
     def _ids(self, prompt: str) -> list[int]:
         """The last line of a prompt goes on."""
-        ids: list[int] = self.tokenizer.encode(prompt.split("\n"))[:-1].tolist()
+        lines = [checked(line, "the prompt") for line in prompt.split("\n")]
+        ids: list[int] = self.tokenizer.encode(lines)[:-1].tolist()
         return ids
 
 
@@ -255,7 +264,12 @@ def load_model(source: str | Path, device: str = "auto") -> TrainedModel:
             raise UserError(f"no folder {source}")
         source = download(str(source))
     folder = RunFolder(source)
-    model = saved_model(folder, check_device(device)).eval()
+    if folder.has_begun() and folder.provenance.is_file():  # a run's, not an exported one
+        if not folder.best.is_file():
+            raise UserError(f"{folder} has no weights yet: its first validation has not ended")
+        if not folder.is_completed():
+            log.warning("%s has not completed: these are its best weights so far", folder)
+    model = saved_model(folder, check_device(device, "device")).eval()
     model.__class__ = TrainedModel  # which adds methods, and no state of its own
     assert isinstance(model, TrainedModel)
     model.tokenizer = saved_tokenizer(folder)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mogrifier_lm.data import EOS, Tokenizer
 from mogrifier_lm.evaluators.score import perplexity
+from mogrifier_lm.files import write_whole
 from mogrifier_lm.reports.plots import can_plot, pyplot
 from mogrifier_lm.reports.table import markdown_table
 
@@ -32,9 +33,7 @@ class WordNats:
         """Write tab-separated values, a word a line."""
         rows = zip(self.words, self.nats, self.places, self.counts, strict=True)
         lines = (f"{word}\t{nats:.6f}\t{place}\t{count}" for word, nats, place, count in rows)
-        path.write_text(
-            "\n".join(["word\tnats\tplace\ttraining_count", *lines]) + "\n", encoding="utf-8"
-        )
+        write_whole(path, "\n".join(["word\tnats\tplace\ttraining_count", *lines]) + "\n")
 
 
 def per_word(tokenizer: Tokenizer, ids: np.ndarray, nats: np.ndarray) -> np.ndarray:

@@ -265,8 +265,12 @@ def chosen_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def check_device(name: str) -> str:
+def check_device(name: str, key: str = "trainer.device") -> str:
     """The device's name, if it can be had; "auto" is a GPU where there is one.
+
+    Args:
+        name: as torch.device takes it, or "auto".
+        key: what errors call it.
 
     Raises:
         UserError: an unknown device, or one that this machine lacks.
@@ -277,9 +281,7 @@ def check_device(name: str) -> str:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"trainer.device={name} cannot be used here ({reason}); trainer.device=cpu can"
-        ) from error
+        raise UserError(f"{key}={name} cannot be used here ({reason}); {key}=cpu can") from error
     return str(device)
 
 

@@ -101,7 +101,7 @@ def test_what_is_unknown_is_counted(lm: TrainedModel) -> None:
     scores = lm.score([f"{known} Xyzzy"])
     assert [w.unk for w in scores] == [False, "<unk>" in lm.tokenizer.index, False]
     assert "1 (33.3%) scored as <unk>" in str(scores.totals) and "warning" in str(scores.totals)
-    assert lm.unknown([known, "Xyzzy"]) == ["Xyzzy"]
+    assert lm.unknown(f"{known} Xyzzy") == ["Xyzzy"]
 
 
 def test_tables_are_read_by_pandas_and_from_columns(lm: TrainedModel) -> None:

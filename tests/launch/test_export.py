@@ -66,7 +66,7 @@ def test_its_card_says_what_the_run_says(folder: Path) -> None:
 
 def test_what_cannot_be_exported_is_one_line(folder: Path) -> None:
     for arguments, says in (
-        ({"run": "run", "to": "text"}, "text is not empty"),
+        ({"run": "run", "to": "text"}, "text is there already"),
         ({"run": "nowhere", "to": "out"}, "nowhere"),
         ({"run": "run", "to": "out", "dtype": "fp8"}, "must be one of fp32, bf16"),
         ({"run": "run", "to": "out", "data": "elsewhere"}, "no folder elsewhere"),

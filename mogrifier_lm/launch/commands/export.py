@@ -26,6 +26,7 @@ def main(
         raise UserError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
     import torch
 
+    from mogrifier_lm import load_model
     from mogrifier_lm.config import load_config, save_config
     from mogrifier_lm.evaluators import EvaluatorsConfig
     from mogrifier_lm.files import read_json
@@ -33,15 +34,19 @@ def main(
     from mogrifier_lm.inference.counts import training_counts, write_counts
     from mogrifier_lm.inference.hub import hub as asked
     from mogrifier_lm.reports.card import card
-    from mogrifier_lm.runs.build import saved_model, saved_tokenizer
     from mogrifier_lm.runs.folder import RunFolder
     from mogrifier_lm.texts.fetch import fetched_corpus
     from mogrifier_lm.training import checkpoint
 
     source, target = RunFolder(run), RunFolder(to)
-    if target.path.exists() and any(target.path.iterdir()):
-        raise UserError(f"{target} is not empty: give another folder")
-    config, model = load_config(source.config), saved_model(source)
+    if target.path.is_file() or target.path.is_dir() and any(target.path.iterdir()):
+        raise UserError(f"{target} is there already: give another folder")
+    model = load_model(run, "cpu")
+    if not source.provenance.is_file():
+        raise UserError(f"{source} was exported itself: a run is exported")
+    if not source.is_completed():
+        raise UserError(f"{source} has not completed: its card would hold no results")
+    config = load_config(source.config)
     if data:
         config = replace(config, data=replace(config.data, dir=data))
     corpus = fetched_corpus(source, config)
@@ -56,7 +61,7 @@ def main(
     save_config(
         replace(config, data=plain, model=any_kernel, evaluators=EvaluatorsConfig()), target.config
     )
-    saved_tokenizer(source).save(target.tokenizer)
+    model.tokenizer.save(target.tokenizer)
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     tensors = {name: tensor.to(kind) for name, tensor in model.state_dict().items()}
     checkpoint.save(target.best, tensors, {})

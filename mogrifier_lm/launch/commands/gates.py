@@ -35,6 +35,8 @@ def main(
     for file in filter(None, (moved, picture)):
         if Path(file).suffix.removeprefix(".") not in FORMATS:
             raise UserError(f"{file} must end in .{', .'.join(FORMATS)}")
+    if not line.strip():
+        raise UserError("line= is empty: give a line of text")
     gates = load_model(run, device).gates(line)
     far = gates.moved()
     last = len(gates.words) - 1

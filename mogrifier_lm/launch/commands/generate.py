@@ -44,7 +44,7 @@ def main(
     from mogrifier_lm import load_model
 
     model = load_model(run, device)
-    if unknown := model.unknown(model.tokenizer.split(prompt)):
+    if unknown := model.unknown(prompt):
         text = f"not in the vocabulary, read as <unk>: {', '.join(unknown)}"
         print(plain(text), file=sys.stderr)
     texts = model.continued(

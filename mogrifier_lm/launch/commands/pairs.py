@@ -45,6 +45,7 @@ class Scored:
 
 
 def main(*, run: str, pairs: str, save: str = "", device: str = "auto") -> None:
+    from mogrifier_lm.files import write_whole
     from mogrifier_lm.inference.lines import opened
 
     with opened(pairs, "rt") as file:
@@ -59,7 +60,7 @@ def main(*, run: str, pairs: str, save: str = "", device: str = "auto") -> None:
         rows = [(s.pair.phenomenon, s.pair.good, s.pair.bad, f"{s.good:.6f}", f"{s.bad:.6f}",
                  str(int(s.known))) for s in scored]  # fmt: skip
         head = ("phenomenon", "good", "bad", "good_nats", "bad_nats", "known")
-        Path(save).write_text("".join("\t".join(r) + "\n" for r in (head, *rows)), encoding="utf-8")
+        write_whole(Path(save), "".join("\t".join(r) + "\n" for r in (head, *rows)))
 
 
 def read_pairs(file: TextIO, path: str) -> Iterator[Pair]:
@@ -71,11 +72,14 @@ def read_pairs(file: TextIO, path: str) -> Iterator[Pair]:
                 value = json.loads(line)
                 names = (value.get(k) for k in ("UID", "linguistics_term", "phenomenon"))
                 name = next((n for n in names if n), "")
-                yield Pair(value["sentence_good"], value["sentence_bad"], name)
-            except (ValueError, KeyError, AttributeError) as error:
+                good, bad = ("".join(value[f"sentence_{kind}"]) for kind in ("good", "bad"))
+                yield Pair(good, bad, name)
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise UserError(
                     f"{path}: a line is no object with sentence_good, sentence_bad: {line[:50]!r}"
                 ) from error
+        return
+    if not first:
         return
     columns = first.split("\t")
     if not {"good", "bad"} <= set(columns):

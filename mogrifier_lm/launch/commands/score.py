@@ -61,6 +61,10 @@ def main(
         raise UserError("save=FILE is of split=NAME; with text=FILE give to=FILE")
     if item and not column:
         raise UserError("item=NAME is a column of a table: give column=NAME for its text")
+    if unit == "item" and not item:
+        raise UserError("unit=item needs a table: column=NAME of its text, item=NAME of its items")
+    if page and (item or to != "-"):
+        raise UserError("page=FILE shows lines of a text: item=NAME and to=FILE are of tables")
     if page:
         runs = [run, other] if other else [run]
         return _page(page, runs, text, column, unit or "line", edge, adapt, device)
@@ -80,8 +84,8 @@ def main(
                 target.write(json.dumps(word.to_dict(), ensure_ascii=False) + "\n")
         else:
             write_tsv(words, target, guesses=top > 0)
-    if not totals.words:
-        raise UserError(f"{text} is empty")
+        if not totals.words:
+            raise UserError(f"{text} is empty")
     said = f", adapt=true ({model.adaptation})" if adapt else ""
     print(f"unit={unit}{said}: {totals}", file=sys.stderr)
 
@@ -98,6 +102,7 @@ def _page(
 ) -> None:
     """A text with its surprisal as colour, under one model or two."""
     from mogrifier_lm import load_model
+    from mogrifier_lm.files import write_whole
     from mogrifier_lm.inference.lines import lines_of
     from mogrifier_lm.reports.surprisal import surprisal_page
 
@@ -108,7 +113,7 @@ def _page(
     scored = {
         r: model.score(lines, unit, edge=edge, top=5, adapt=adapt) for r, model in models.items()
     }
-    Path(page).write_text(surprisal_page(scored), encoding="utf-8")
+    write_whole(Path(page), surprisal_page(scored))
     print(page)
 
 
