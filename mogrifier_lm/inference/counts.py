@@ -12,8 +12,8 @@ import numpy as np
 from mogrifier_lm.data import Tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json, write_whole
+from mogrifier_lm.runs.build import saved_corpus
 from mogrifier_lm.runs.folder import RunFolder
-from mogrifier_lm.texts.fetch import fetched_corpus
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def read_counts(folder: RunFolder, tokenizer: Tokenizer) -> Mapping[str, int] | 
     if isinstance(values, dict) or not folder.provenance.is_file():
         return values
     try:
-        return training_counts(tokenizer, fetched_corpus(folder).splits["train"].ids)
+        return training_counts(tokenizer, saved_corpus(folder).splits["train"].ids)
     except (UserError, ImportError, OSError) as error:
         log.warning("the column count stays empty, without the training text: %s", error)
         return None
