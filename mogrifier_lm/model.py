@@ -59,9 +59,13 @@ class LanguageModel(nn.Module):
         ValueError: layers that do not fit on each other.
     """
 
+    embedding_weight: nn.Parameter  # [V, E], or of an adaptive softmax's head
+    projection: nn.Parameter | None  # [E, H]
     mixture_weight: nn.Parameter | None  # [M * E, H]; these three only with a mixture
     mixture_bias: nn.Parameter | None  # [M * E]
     prior_weight: nn.Parameter | None  # [M, H]
+    output_weight_untied: nn.Parameter | None  # [V, H]
+    output_bias: nn.Parameter  # [V]
 
     def __init__(
         self,
@@ -91,31 +95,23 @@ class LanguageModel(nn.Module):
         self.tails: Tails | None = None
         if adaptive_softmax:
             self.tails = Tails(adaptive_softmax, vocab_size, embedding_size, device)
-        self.embedding_weight = nn.Parameter(
-            torch.empty([*adaptive_softmax, vocab_size][0], embedding_size, device=device)
-        )
         self.layers = nn.ModuleList(RecurrentLayer(spec, backend, device) for spec in specs)
-        self.projection = (
-            nn.Parameter(torch.empty(embedding_size, self.output_size, device=device))
-            if tie_embeddings and self.output_size != embedding_size and mixture == 1
-            else None
-        )
         self.mixture = mixture
         latent_size = embedding_size if tie_embeddings else self.output_size
+        projected = tie_embeddings and self.output_size != embedding_size and mixture == 1
+        mixed = mixture > 1
         shapes = {
-            "mixture_weight": (mixture * latent_size, self.output_size),
-            "mixture_bias": (mixture * latent_size,),
-            "prior_weight": (mixture, self.output_size),
+            "embedding_weight": ([*adaptive_softmax, vocab_size][0], embedding_size),
+            "projection": (embedding_size, self.output_size) if projected else None,
+            "mixture_weight": (mixture * latent_size, self.output_size) if mixed else None,
+            "mixture_bias": (mixture * latent_size,) if mixed else None,
+            "prior_weight": (mixture, self.output_size) if mixed else None,
+            "output_weight_untied": None if tie_embeddings else (vocab_size, self.output_size),
+            "output_bias": (vocab_size,),
         }
         for name, shape in shapes.items():
-            parameter = nn.Parameter(torch.empty(shape, device=device)) if mixture > 1 else None
-            self.register_parameter(name, parameter)
-        self.output_weight_untied = (
-            None
-            if tie_embeddings
-            else nn.Parameter(torch.empty(vocab_size, self.output_size, device=device))
-        )
-        self.output_bias = nn.Parameter(torch.empty(vocab_size, device=device))
+            values = None if shape is None else nn.Parameter(torch.empty(shape, device=device))
+            self.register_parameter(name, values)
         self.requested_backend = backend
         self._resolve_output_backend()
         if device != "meta":  # without values; torch takes seconds to learn to draw none
@@ -136,12 +132,8 @@ class LanguageModel(nn.Module):
         """Embedding normal with std 1 / sqrt(E), as in LAMB: logits of order one when tied."""
         with drawn_on_cpu(self.embedding_weight) as values:
             values.normal_(std=1 / math.sqrt(self.embedding_size))
-        for matrix in (
-            self.projection,
-            self.output_weight_untied,
-            self.mixture_weight,
-            self.prior_weight,
-        ):
+        untied = self.output_weight_untied
+        for matrix in (self.projection, untied, self.mixture_weight, self.prior_weight):
             if matrix is not None:
                 with drawn_on_cpu(matrix) as values:
                     values.normal_(std=1 / math.sqrt(self.output_size))
@@ -161,6 +153,11 @@ class LanguageModel(nn.Module):
     def output_weight(self) -> Tensor:
         untied = self.output_weight_untied
         return self.embedding_weight if untied is None else untied
+
+    @property
+    def feature_size(self) -> int:
+        """Of what the softmax sees, E or H."""
+        return self.output_size if self.projection is None else len(self.projection)
 
     @property
     def mask_shapes(self) -> dict[str, tuple[int, ...]]:

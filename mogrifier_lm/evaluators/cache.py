@@ -49,15 +49,12 @@ class Cache(Evaluator):
         from mogrifier_lm.evaluators.captured import encode
 
         text, model = Text(split, task.splits[split]), task.model
-        states, hidden_NE = model.zero_states(1), None
-        nats_N = model.output_bias.new_empty(len(text))
+        states, nats_N = model.zero_states(1), model.output_bias.new_empty(len(text))
+        hidden_NE = nats_N.new_empty(len(text), model.feature_size)
         for steps, inputs_T1, targets_T1 in task.windows(text, 512, "cache"):
             hidden, states = encode(model, inputs_T1, states)
-            if hidden_NE is None:
-                hidden_NE = hidden.new_empty(len(text), hidden.shape[1])
             hidden_NE[steps] = hidden
             nats_N[steps] = model.output_nats(hidden, targets_T1.flatten())
-        assert hidden_NE is not None
         return hidden_NE, nats_N.cpu()
 
 

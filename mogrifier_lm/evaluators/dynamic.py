@@ -75,7 +75,7 @@ class Dynamic(Tempered):
         states = model.zero_states(1)
         sizes = [len(state) for state in states]
         nats_KN = model.output_bias.new_empty(len(temperatures), len(text))
-        hidden_NE = None
+        hidden_NE = nats_KN.new_empty(len(text), model.feature_size) if text.with_hidden else None
         with restored(params) as trained:
 
             def learn(inputs_T1: Tensor, targets_T1: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
@@ -94,9 +94,7 @@ class Dynamic(Tempered):
                     nats_N[steps] = nats_T
                 hidden, *flat = results[len(nats_KN) :]
                 states = nested(flat, sizes)
-                if text.with_hidden:
-                    if hidden_NE is None:
-                        hidden_NE = hidden.new_empty(len(text), hidden.shape[1])
+                if hidden_NE is not None:
                     hidden_NE[steps] = hidden
         for nats_N in nats_KN.cpu():
             yield Evaluation(nats_N, hidden=hidden_NE)
