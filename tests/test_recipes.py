@@ -91,8 +91,8 @@ def test_every_recipe_states_its_command_number_cost_and_what_was_measured() -> 
 
 def test_a_recipe_for_a_gpu_validates_in_many_streams() -> None:
     for name in NAMES:
-        for_a_gpu = "trainer.device=cuda" in (FOLDER / f"{name}.yaml").read_text()
-        assert (config_of(name).trainer.valid_batch_size >= 128) == for_a_gpu, name
+        if "trainer.device=cuda" in (FOLDER / f"{name}.yaml").read_text():
+            assert config_of(name).trainer.valid_batch_size >= 128, name
 
 
 def train_twenty_steps(

@@ -1,18 +1,24 @@
-"""Reproduce a published curve run by run, as far as the time given goes.
+"""Reproduce a table run by run, as far as the time given goes.
 
 python scripts/reproduce.py curve rounds=0,4 epochs=145 minutes=10
 python scripts/reproduce.py curve rounds=0,1,2,3,4,5,6 seed=1,2,3     # all of it, without a limit
 python scripts/reproduce.py curve rounds=0,4 minutes=4 out=FOLDER data=FOLDER_WITH_TRAIN_TXT
+python scripts/reproduce.py rounds seed=1,2,3 processes=8             # this project's, small
 
 curve: PTB's validation perplexity over the rounds, 24 M parameters, windows of 35 steps, 145 epochs
 (Melis et al., arXiv 1909.01792), with the settings of experiment=ptb_ablation_24m. The paper tuned
 each point for itself; here all share the rates of one.
+rounds: the same question with 3 M parameters and 6 epochs (experiment=ptb_3m, tuned alike for the
+LSTM and for four rounds), static scores.
+rank: the rounds with matrices of rank 40. ablations: of four rounds, one thing changed.
+wikitext2, ptb_char: LSTM and four rounds, experiment=wt2_small and ptb_char_small.
 
-Runs are made one after the other in work (runs/curve), each scored statically at a tuned
-temperature and dynamically as it ends; then its files but the checkpoints are copied to out, if
-that is given. Started again, the same command leaves out what is finished and goes on with what was
-cut, where its checkpoint still is. With minutes, the speed is measured first, and no run is started
-that would not end in time. device: cuda where there is one. overrides are those of train.py,
+Runs are made one after the other, or so many processes side by side, in work (runs/TABLE), each
+scored as it ends; then its files but the checkpoints are copied to out, if that is given. Started
+again, the same command leaves out what is finished and goes on with what was cut, where its
+checkpoint still is. With minutes, the speed is measured first, and no run is started that would not
+end in time. device: cuda where there is one; there several processes want NVIDIA's MPS. data: a
+folder of the text, for all tables but wikitext2 and ptb_char PTB. overrides are those of train.py,
 overrides=[model.num_params=1e5,trainer.threads=1] say.
 """
 
@@ -20,7 +26,10 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,53 +44,107 @@ from mogrifier_lm.runs.folder import RunFolder, Status
 log = logging.getLogger(__name__)
 
 PUBLISHED = {0: 57.5, 1: 56.4, 2: 55.5, 3: 54.8, 4: 54.1, 5: 54.3, 6: 54.6}  # rounds → valid
+ABLATIONS = {
+    "none": [],
+    "shared": ["model.share_rounds=true"],
+    "no_zigzag": ["model.zigzag=false"],
+    "mlstm": ["model.cell=mlstm"],
+    "rlstm": ["model.cell=rlstm"],
+    "mlstm, no rounds": ["model.cell=mlstm", "model.rounds=0"],
+    "rlstm, no rounds": ["model.cell=rlstm", "model.rounds=0"],
+}
+TUNED_LSTM = "optimizer.lr=0.0035"  # of ptb_3m; its file says how it was found
+
+
+def table_runs(table: str, rounds: Sequence[int] | None = None) -> dict[str, list[str]]:
+    """Name of each run of a table → its overrides, but for the seed.
+
+    Raises:
+        UserError: no such table, or rounds that it does not have.
+    """
+    if table == "curve":
+        shared = ["experiment=ptb_ablation_24m", "evaluators=[static,dynamic]"]
+        runs = {f"rounds={r}": [*shared, f"model.rounds={r}"] for r in PUBLISHED}
+    elif table in ("rounds", "rank"):
+        low = ["model.rank=40"] if table == "rank" else []
+        runs = {
+            f"rounds={r}": [
+                "experiment=ptb_3m", f"model.rounds={r}", *([] if r else [TUNED_LSTM]), *low,
+            ]
+            for r in PUBLISHED
+            if r or not low
+        }  # fmt: skip
+    elif table == "ablations":
+        runs = {k: ["experiment=ptb_3m", *changed] for k, changed in ABLATIONS.items()}
+    elif table == "wikitext2":
+        sized = ["experiment=wt2_small", "model.hidden_size=null", "model.num_params=7.6e6"]
+        runs = {f"rounds={r}": [*sized, f"model.rounds={r}"] for r in (0, 4)}
+    elif table == "ptb_char":
+        runs = {f"rounds={r}": ["experiment=ptb_char_small", f"model.rounds={r}"] for r in (0, 4)}
+    else:
+        known = "curve, rounds, rank, ablations, wikitext2, ptb_char"
+        raise UserError(f"what is to be reproduced? one of {known}; not {table or 'nothing'}")
+    for r in rounds or ():
+        if f"rounds={r}" not in runs:
+            raise UserError(f"rounds={r}: {table} has {', '.join(runs)}")
+    return runs if rounds is None else {f"rounds={r}": runs[f"rounds={r}"] for r in rounds}
 
 
 def main(
     *what: Path,
-    rounds: list[int] = list(PUBLISHED),  # noqa: B006  # read, not changed
-    epochs: int = 145,
+    rounds: list[int] | None = None,
+    epochs: int | None = None,
     minutes: float | None = None,
-    seed: list[int] = [1],  # noqa: B006
+    seed: list[int] = [1],  # noqa: B006  # read, not changed
+    processes: int = 1,
     device: str | None = None,
     precision: str | None = None,
     data: Path | None = None,
-    work: Path = Path("runs/curve"),
+    work: Path | None = None,
     out: Path | None = None,
     overrides: list[str] = [],  # noqa: B006
 ) -> None:
-    if [str(name) for name in what] != ["curve"]:
-        raise UserError("what is to be reproduced? curve: python scripts/reproduce.py curve")
-    if unknown := set(rounds) - set(PUBLISHED):
-        raise UserError(f"rounds={min(unknown)}: the published curve has 0 to {max(PUBLISHED)}")
+    table = ",".join(str(name) for name in what)
+    runs = table_runs(table, rounds)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     import torch
 
+    work = work or Path("runs", table)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = precision or ("bf16" if device.startswith("cuda") else "fp32")
-    shared = ["experiment=ptb_ablation_24m", f"trainer.max_epochs={epochs}", "tracker=none"]
-    shared += ["evaluators=[static,dynamic]", f"trainer.device={device}"]
-    shared += [f"trainer.precision={precision}"]
+    precision = precision or ("bf16" if device.startswith("cuda") else None)
+    shared = ["tracker=none", f"trainer.device={device}"]
+    shared += [f"trainer.precision={precision}"] if precision else []
+    shared += [f"trainer.max_epochs={epochs}"] if epochs else []
     shared += [f"data.dir={data}"] if data else []
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    rows = []
-    for s in seed:
-        for r in rounds:
-            own = [*shared, *overrides, f"model.rounds={r}", f"seed={s}"]
-            name = f"rounds={r},seed={s}"
-            summary = _summary(work / name, out and out / name)
-            if not summary:
-                log.info("\n%s", name)
-                _train(RunFolder(work / name), own, end)
-                summary = _summary(work / name, None)
-            if summary and out:
-                _keep(work / name, out / name)
-            rows.append(_row(r, s, summary))
-            table = markdown_table(rows)
-            for folder in filter(None, (work, out)):
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "curve.md").write_text(table, encoding="utf-8")
-    print(f"\n{table}\npaper: validation after 145 epochs, each point tuned (arXiv 1909.01792)")
+    asked = [(f"{name},seed={s}", [*own, f"seed={s}"]) for s in seed for name, own in runs.items()]
+    todo = [
+        (work / name, [*own, *shared, *overrides], end, out and out / name)
+        for name, own in asked
+        if not _summary(work / name, out and out / name)
+    ]
+    if processes == 1:
+        for job in todo:
+            _train(*job)
+            print(_table(table, asked, work, out))
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            for ended in as_completed([pool.submit(_train, *job) for job in todo]):
+                ended.result()
+                print(_table(table, asked, work, out), flush=True)
+    print(_table(table, asked, work, out))
+    if table == "curve":
+        print("paper: validation after 145 epochs, each point tuned (arXiv 1909.01792)")
+
+
+def _table(table: str, asked: Sequence[Any], work: Path, out: Path | None) -> str:
+    """The table of what is finished, which is also written to TABLE.md in the folders."""
+    rows = [_row(table, name, _summary(work / name, out and out / name)) for name, _ in asked]
+    text = markdown_table(rows)
+    for folder in filter(None, (work, out)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{table}.md").write_text(text, encoding="utf-8")
+    return f"\n{text}"
 
 
 def _summary(*folders: Path | None) -> dict[str, Any]:
@@ -93,15 +156,19 @@ def _summary(*folders: Path | None) -> dict[str, Any]:
     return {}
 
 
-def _train(folder: RunFolder, overrides: list[str], end: float | None) -> None:
+def _train(path: Path, overrides: list[str], end: float | None, out: Path | None) -> None:
     """Train and score what is left of a run, if it will end in time; a failure leaves its reason.
 
     Args:
-        folder: of the run.
+        path: of the run's folder.
         overrides: of train.py.
         end: of the time, on the monotonic clock.
+        out: where its files are kept.
     """
-    node = compose(overrides)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    sys.argv = ["train.py", *overrides]  # the command that provenance.json names
+    log.info("\n%s", path)
+    folder, node = RunFolder(path), compose(overrides)
     if end is not None and time.monotonic() > end:
         log.info("no time is left: not started")
         return
@@ -117,6 +184,8 @@ def _train(folder: RunFolder, overrides: list[str], end: float | None) -> None:
             run_in(node, folder, overrides, in_sweep=True)
     except EXPECTED as error:
         log.warning("failed: %s", explain(error))
+    if out and _summary(path):
+        _keep(path, out)
 
 
 def _seconds(config: Config, folder: RunFolder) -> float:
@@ -163,22 +232,19 @@ def _keep(folder: Path, out: Path) -> None:
             shutil.copy2(file, out)
 
 
-def _row(rounds: int, seed: int, summary: dict[str, Any]) -> dict[str, Any]:
-    def ppl(split: str, evaluator: str) -> str:
-        found = summary.get(split, {}).get(evaluator)
-        return f"{found['ppl']:.2f}" if found else ""
-
-    return {
-        "rounds": rounds,
-        "seed": seed,
-        "epochs": f"{summary['epochs']:.0f}" if summary else "",
-        "minutes": f"{summary['seconds'] / 60:.1f}" if summary else "",
-        "paper, valid": PUBLISHED[rounds],
-        "valid": ppl("valid", "static"),
-        "test": ppl("test", "static"),
-        "valid, dynamic": ppl("valid", "dynamic"),
-        "test, dynamic": ppl("test", "dynamic"),
-    }
+def _row(table: str, name: str, summary: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": name}
+    row["epochs"] = f"{summary['epochs']:.0f}" if summary else ""
+    row["minutes"] = f"{summary['seconds'] / 60:.1f}" if summary else ""
+    row["parameters"] = f"{summary['params']:,}" if summary else ""
+    if table == "curve":
+        row["paper, valid"] = PUBLISHED[int(name.partition(",")[0].removeprefix("rounds="))]
+    unit, digits = ("bits_per_character", 4) if table == "ptb_char" else ("ppl", 2)
+    for evaluator in ("static", "dynamic") if table == "curve" else ("static",):
+        for split in ("valid", "test"):
+            found = summary.get(split, {}).get(evaluator)
+            row[f"{split}, {evaluator}"] = f"{found[unit]:.{digits}f}" if found else ""
+    return row
 
 
 command = partial(script, main, "; the same command goes on from there")
