@@ -9,6 +9,7 @@ the cores in most of these runs.
 
 import argparse
 import csv
+import json
 import re
 import shlex
 from pathlib import Path
@@ -119,6 +120,48 @@ def sweep_rows(name: str, key: str) -> list[dict[str, str]]:
     return rows
 
 
+def grid_rows(name: str) -> list[dict[str, str]]:
+    """A row per run below a folder, by rounds, then best first, with what was searched over."""
+    rows = []
+    for path in (FOLDER / name).glob("*/"):
+        summary, facts = RunFolder(path).read_summary(), read_json(RunFolder(path).provenance)
+        given = dict(a.split("=", 1) for a in facts["command"][1:])
+        valid, test = (summary[split]["static"]["ppl"] for split in ("valid", "test"))
+        rows.append(
+            {
+                "rounds": str(summary["rounds"]),
+                "learning rate": given["optimizer.lr"],
+                "dropout": given["regularization.input_dropout"],
+                "state dropout": given["regularization.state_dropout"],
+                "parameters": f"{summary['params']:,}",
+                "epochs": f"{summary['epochs']:.0f}",
+                "validation": f"{valid:.2f}",
+                "test": f"{test:.2f}",
+            }
+        )
+    return sorted(rows, key=lambda row: (row["rounds"], float(row["validation"])))
+
+
+def curve_rows(*names: str) -> list[dict[str, str]]:
+    """Validation while training at equal epochs, a row for each that all of the runs have."""
+    curves = []
+    for name in names:
+        curve: dict[str, float] = {}
+        for text in run(name).metrics.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            if "valid/ppl" in line:
+                curve.setdefault(f"{line['epoch']:.0f}", line["valid/ppl"])
+        curves.append(curve)
+    common = [e for e in curves[0] if all(e in curve for curve in curves)]
+    rows = []
+    for e in common[:: max(1, len(common) // 8)]:
+        row = {"epochs": e}
+        for name, curve in zip(names, curves, strict=True):
+            row[name] = f"{curve[e]:.2f}"
+        rows.append(row)
+    return rows
+
+
 def piece_rows(name: str, base: str) -> list[dict[str, str]]:
     """A row per file of a folder, best first, beside that of `base`: those of one length."""
     files = {path.stem: read_json(path) for path in sorted((FOLDER / name).glob("*.json"))}
@@ -147,13 +190,15 @@ def piece_rows(name: str, base: str) -> list[dict[str, str]]:
 
 
 def table(asked: str) -> str:
-    """The table that the page asks for: `runs NAME NAME`, `evaluators NAME`, `sweep NAME KEY`."""
+    """The table that the page asks for: `runs NAME NAME`, `sweep NAME KEY`, `grid NAME`, …"""
     kind, *names = asked.split()
     kinds = {
         "runs": run_rows,
         "evaluators": evaluator_rows,
         "sweep": sweep_rows,
         "pieces": piece_rows,
+        "grid": grid_rows,
+        "curve": curve_rows,
     }
     return markdown_table(kinds[kind](*names))
 
