@@ -133,9 +133,7 @@ def validate(node: DictConfig) -> Config:
                 )
         evaluator.check(config)
     if trainer.lr_decay != "none" and trainer.max_epochs is None and trainer.max_steps is None:
-        raise UserError(
-            f"trainer.lr_decay={trainer.lr_decay} needs trainer.max_epochs or trainer.max_steps"
-        )
+        raise UserError("trainer.lr_decay needs trainer.max_epochs or trainer.max_steps")
     return config
 
 

@@ -115,8 +115,9 @@ def fill_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write an object, whole or not at all."""
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    """Write an object, whole or not at all; null in the place of numbers that JSON has not."""
+    standard = json.loads(json.dumps(values), parse_constant=lambda infinity: None)
+    write_whole(path, json.dumps(standard, indent=2) + "\n")
 
 
 def read_text(path: Path, most: int) -> str:

@@ -272,8 +272,7 @@ class TrainerConfig:
     batch_size: int = option(20, "streams", SIZE)
     accumulation_steps: int = option(
         1,
-        "gradient accumulation steps: parts that the streams are split into, computed one after "
-        "the other in so much less memory; batch_size is their total, the results are as unsplit",
+        "gradient accumulation steps: parts of the streams in turn, with the sum's results",
         PARTS,
     )
     bptt: int = option(35, "window of truncated backpropagation, time steps", SIZE)
@@ -322,8 +321,7 @@ class TrainerConfig:
     warmup_steps: int = option(0, "steps in which the rate rises to its full", Interval(0, 1e12))
     lr_decay: str = option(
         "none",
-        "linear, or half a cosine: the rate falls to 0 at the end that max_steps or max_epochs "
-        "sets; times the warm-up",
+        "linear or half a cosine: the rate falls to 0 where max_steps or max_epochs ends",
         ("none", "linear", "cosine"),
         paper="cosine 1608.03983",
     )

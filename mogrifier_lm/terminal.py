@@ -31,8 +31,6 @@ def plain(text: str) -> str:
 class _Log:
     """A file whose lines go to the log."""
 
-    encoding = "utf-8"
-
     def write(self, text: str) -> None:
         if line := text.strip():
             log.info("%s", line)

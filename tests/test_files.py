@@ -1,5 +1,7 @@
 """Files that are written whole or not at all."""
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -15,6 +17,8 @@ def test_values_come_back_and_damage_is_named(tmp_path: Path) -> None:
     assert read_json(path) == {}
     with pytest.raises(UserError, match=r"no summary\.json in"):
         read_json(path, required=True)
+    write_json(path, {"ppl": math.inf, "list": [1.5, math.nan, {"a": -math.inf}], "n": (2,)})
+    assert json.loads(path.read_text()) == {"ppl": None, "list": [1.5, None, {"a": None}], "n": [2]}
     write_json(path, {"ppl": 1.5})
     assert read_json(path) == {"ppl": 1.5} and [p.name for p in tmp_path.iterdir()] == [path.name]
     for damage in (b'{"ppl": 1.', b"", b"\xff", b"[1]", 10**5 * b"["):

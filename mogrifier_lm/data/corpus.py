@@ -108,7 +108,7 @@ def _tokenize(
     kind = TOKENIZERS[config.name]
     for part in parts.values():
         if not any(chunk.strip() for chunk in part.chunks()):
-            raise UserError(f"{part.path} is empty")
+            raise UserError(f"{'a part of ' * bool(part.start or part.stop)}{part.path} is empty")
 
     def blocks(split: str, form: Form, doing: str) -> tuple[Reader, Iterator[bytes]]:
         reader = Reader(source, kind.unit, form, config.unk)

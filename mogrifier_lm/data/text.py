@@ -152,14 +152,12 @@ class Reader:
                 text = decoder.decode(chunk, final=not chunk)
                 if "\0" in text:
                     at = chunk.index(0)
-                    raise UnicodeDecodeError("utf-8", chunk, at, at + 1, "no character")
+                    raise UnicodeDecodeError("utf-8", chunk, at, at + 1, "NUL")
             except UnicodeDecodeError as error:
                 raw, start = error.object, error.start
                 line = lines + raw.count(b"\n", 0, start) + 1
                 place = f"byte 0x{raw[start]:02x} at offset {done - len(raw) + start}, line {line}"
-                raise UserError(
-                    f"{name} is not UTF-8: {place}; iconv -f {_encoding(raw)} -t UTF-8 converts it"
-                ) from error
+                raise UserError(f"{name} is not UTF-8: {place}; {_remedy(error)}") from error
             yield text if lines or done > len(chunk) else text.removeprefix("\ufeff")
             lines += text.count("\n")
         kinds = decoder.newlines  # one, or a tuple
@@ -202,13 +200,21 @@ class Reader:
         return self.markers[found[0]]
 
 
-def _encoding(raw: bytes) -> str:
-    """What a text that is not UTF-8 may be in, as iconv calls it."""
-    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "UTF-16"
-    if b"\0" in raw:
-        return "UTF-16LE" if raw.index(0) % 2 else "UTF-16BE"
-    return "ENCODING"
+def _remedy(error: UnicodeDecodeError) -> str:
+    """The command that makes a text UTF-8."""
+    raw = error.object
+    zeros = [raw[i::4].count(0) for i in range(4)]  # of ASCII characters, ends of lines at least
+    low, high, most = zeros[0] + zeros[2], zeros[1] + zeros[3], 0.9 * (len(raw) // 4)
+    known = "ENCODING (WINDOWS-1252, GB18030, UTF-16LE, …)"
+    if min(zeros[2:]) > most or min(zeros[:2]) > most:
+        known = "UTF-32LE" if zeros[3] > zeros[0] else "UTF-32BE"
+    elif raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        known = "UTF-16"
+    elif error.reason == "NUL" and (low == high or low + high < len(raw) / 50):
+        return "tr -d '\\000' takes NULs out"
+    elif low != high:
+        known = "UTF-16LE" if high > low else "UTF-16BE"
+    return f"iconv -f {known} -t UTF-8 converts it"
 
 
 def measure(block: bytes, unit: str) -> Counter[str]:

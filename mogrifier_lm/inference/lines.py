@@ -4,6 +4,7 @@ import csv
 import gzip
 import logging
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from io import BufferedReader
@@ -111,8 +112,16 @@ def read_tsv(file: Iterable[str], text: str, item: str, path: str) -> Iterator[L
 def lines_of(path: str, tokenizer: Tokenizer, column: str = "", item: str = "") -> Iterator[Line]:
     """The lines of a file, or with `column` those of a table; - is stdin, read as it comes."""
     if column:
+        items: deque[str] = deque()
+
+        def cells() -> Iterator[bytes]:
+            for line in read_tsv((row.rstrip("\n") for row in source), column, item, path):
+                items.append(line.item)
+                yield f"{line.text}\n".encode()
+
         with opened(path, "rt") as source:
-            yield from read_tsv((row.rstrip("\n") for row in source), column, item, path)
+            for text in read_lines(cells(), path, tokenizer):
+                yield Line(text, items.popleft())
         return
     if path == "-":
         chunks = iter(lambda: cast(BufferedReader, sys.stdin.buffer).read1(1 << 16), b"")

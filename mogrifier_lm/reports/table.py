@@ -20,17 +20,22 @@ def score_table(summary: Mapping[str, Any]) -> str:
         subwords = valid[name]["tokens"] != valid[name]["words"]
         for key in (k for k in valid[name] if k.endswith("ppl") and (subwords or k != "token_ppl")):
             label = f"{name} {key}".replace("_ppl", "").replace(" ppl", "")
-            rows.append(
-                (f"{label} perplexity", f"{valid[name][key]:.2f}", f"{test[name][key]:.2f}")
-            )
+            rows.append((f"{label} perplexity", figure(valid[name][key]), figure(test[name][key])))
         if subwords:
             v, t = valid[name]["bits_per_byte"], test[name]["bits_per_byte"]
-            rows.append((f"{name} bits per byte", f"{v:.4f}", f"{t:.4f}"))
+            rows.append((f"{name} bits per byte", figure(v, 4), figure(t, 4)))
     if "floor_ppl" in valid:
         name, floor = "floor (the source itself)", "floor_ppl"
-        rows.append((name, f"{valid[floor]:.2f}", f"{test[floor]:.2f}"))
+        rows.append((name, figure(valid[floor]), figure(test[floor])))
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{name:<{width}}  {valid:>10}  {test:>10}" for name, valid, test in rows)
+
+
+def figure(value: float | None, digits: int = 2, per: int = 1) -> str:
+    """A number of summary.json divided by `per`; its null is what no number of JSON holds."""
+    if value is None or not math.isfinite(value):
+        return "infinite"
+    return f"{value / per:.{digits}f}" if value < 1e7 * per else f"{value / per:.3g}"
 
 
 def _without_words(
@@ -40,17 +45,17 @@ def _without_words(
     long = valid["tokens"] != valid["characters"]
     why = f" (words of {valid['characters'] / valid['words']:.0f} characters)" if long else ""
     figures = {
-        "nats a token": [f"{s['nats'] / s['tokens']:.4f}" for s in (valid, test)],
-        f"bits per character{why}": [f"{s['bits_per_character']:.4f}" for s in (valid, test)],
-        "bits per byte": [f"{s['bits_per_byte']:.4f}" for s in (valid, test)],
+        "nats a token": [figure(s["nats"], 4, s["tokens"]) for s in (valid, test)],
+        f"bits per character{why}": [figure(s["bits_per_character"], 4) for s in (valid, test)],
+        "bits per byte": [figure(s["bits_per_byte"], 4) for s in (valid, test)],
     }
     return [(f"{name} {label}", v, t) for label, (v, t) in figures.items()]
 
 
 def shown_ppl(score: Mapping[str, Any]) -> float:
     """Perplexity per word, or per token where words are no unit; nan where there is none."""
-    key = "token_ppl" if "bits_per_character" in score else "ppl"
-    return float(score.get(key, math.nan))
+    ppl = score.get("token_ppl" if "bits_per_character" in score else "ppl")
+    return math.nan if ppl is None else float(ppl)
 
 
 def objective(summary: Mapping[str, Any]) -> float:

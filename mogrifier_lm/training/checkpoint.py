@@ -6,7 +6,6 @@ in its header: what a disk or a copy has damaged is refused, not computed with.
 
 import json
 import logging
-import math
 import os
 import shutil
 import struct
@@ -290,8 +289,8 @@ class Checkpoints:
             return
         rows = self.files.rows("valid/ppl")
         ppls = {row["step"]: row["valid/ppl"] for row in rows if row["step"] <= step}
-        best = sorted((s for s in ppls if ppls[s] < math.inf), key=ppls.__getitem__)
-        orders = {self.files.last: [*reversed(ppls)], self.files.best: best}
+        by_ppl = sorted(ppls, key=ppls.__getitem__)
+        orders = {self.files.last: [*reversed(ppls)], self.files.best: by_ppl}
         for path, number in self._numbers.items():
             kept = {_at(path, step) for step in orders[path][: number if number > 1 else 0]}
             for other in {*path.parent.glob(_at(path, "*").name)} - kept:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,13 @@ log = logging.getLogger(__name__)
 
 
 def append(path: Path, row: Mapping[str, float]) -> int:
-    """Write a row; returns the length of the log in bytes.
+    """Write a row, without what is not finite; returns the length of the log in bytes.
 
     Raises:
         UserError: it cannot be written; what was written of the line is cut by `cut`.
     """
     with naming(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps({k: v for k, v in row.items() if math.isfinite(v)}) + "\n")
         return file.tell()
 
 

@@ -134,6 +134,9 @@ def test_a_text_without_spaces_trains_on_subwords(small: list[str], tmp_path: Pa
     assert score["bits_per_character"] == pytest.approx(
         score["nats"] / math.log(2) / score["characters"]
     )
+    assert score["ppl"] is None, "JSON has no Infinity"
+    for file in ("summary.json", "metrics.jsonl"):
+        assert "Infinity" not in (tmp_path / "run" / file).read_text()
     table = score_table(summary)
     assert "(words of 1250 characters)" in table and max(map(len, table.split("\n"))) < 100
 

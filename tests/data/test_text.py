@@ -2,6 +2,9 @@
 
 import gzip
 import logging
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from mogrifier_lm.data import Corpus, load_corpus
 from mogrifier_lm.data.text import CHUNK, Reader
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.inference.lines import read_lines
+from mogrifier_lm.inference.lines import lines_of, read_lines
 from mogrifier_lm.options import DataConfig, TokenizerConfig
 
 PLAIN = {"train": "the cat sat\n\na café here\nthe end\n", "valid": "a cat\n", "test": "the\n"}
@@ -102,13 +105,62 @@ def test_a_byte_order_mark_is_no_character(tmp_path: Path) -> None:
         ("utf-16", r"train.txt is not UTF-8: byte 0xff at offset 0, line 1; iconv -f UTF-16 -t"),
         ("utf-16-le", r"train.txt is not UTF-8: byte 0x00 at offset 1, line 1; iconv -f UTF-16LE"),
         ("utf-16-be", r"train.txt is not UTF-8: byte 0x00 at offset 0, line 1; iconv -f UTF-16BE"),
-        ("latin-1", r"train.txt is not UTF-8: byte 0xe9 at offset 18, line 3; iconv -f ENCODING"),
+        ("utf-32-le", r"train.txt is not UTF-8: byte 0x00 at offset 1, line 1; iconv -f UTF-32LE"),
+        ("utf-32-be", r"train.txt is not UTF-8: byte 0x00 at offset 0, line 1; iconv -f UTF-32BE"),
+        (
+            "latin-1",
+            r"train.txt is not UTF-8: byte 0xe9 at offset 18, line 3; iconv -f ENCODING \(WIN",
+        ),
     ],
 )
 def test_another_encoding_is_named(encoding: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         text = PLAIN["train"] if encoding == "latin-1" else "the cat\n"
         corpus(tmp_path, dict.fromkeys(PLAIN, text.encode(encoding)))
+
+
+@pytest.mark.skipif(shutil.which("iconv") is None, reason="no iconv")
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("text", ["naïve café, 12\n", "我们 在 北京 大学\n学习\n", "Привет, мир\n"])
+def test_the_command_that_is_named_converts_it(encoding: str, text: str, tmp_path: Path) -> None:
+    text *= 20
+    with pytest.raises(UserError, match="; iconv -f .* converts it") as told:
+        corpus(tmp_path, dict.fromkeys(PLAIN, text.encode(encoding)))
+    command = re.search("; (iconv .*) converts", str(told.value))
+    assert command
+    done = subprocess.run(
+        [*command[1].split(), str(tmp_path / "train.txt")], capture_output=True, check=True
+    )
+    assert done.stdout.decode().removeprefix("\ufeff") == text  # which is left out
+
+
+def test_a_nul_in_a_text_that_is_utf8_is_told_apart(tmp_path: Path) -> None:
+    texts = dict.fromkeys(PLAIN, b"the cat\nand the\0dog slept on the mat, a mat of some length\n")
+    with pytest.raises(UserError, match=r"byte 0x00 at offset 15, line 2; tr -d '\\000' takes"):
+        corpus(tmp_path, texts)
+
+
+def test_a_text_too_short_to_be_cut_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a part of .*book.txt is empty"):
+        corpus(tmp_path, {"book.txt": b"one two three\n"}, dir=str(tmp_path / "book.txt"))
+
+
+def test_cells_of_a_table_are_read_as_lines_are(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    """Markers, carriage returns and forms; an empty cell is an empty line of its item."""
+    tokenizer, table = plain(tmp_path).tokenizer, tmp_path / "items.tsv"
+    cells = ["<s> the cat </s> <eos>", " <eos>", "UNK cafe\u0301 <eos>"]
+    rows = ["id\tsentence", *(f"{i}\t{cell}" for i, cell in enumerate(cells))]
+    table.write_bytes("\r\n".join(rows).encode())
+    lines = list(lines_of(str(table), tokenizer, "sentence", "id"))
+    assert [(line.item, line.text.split()) for line in lines] == [
+        ("0", ["the", "cat"]), ("1", []), ("2", ["<unk>", "cafe\u0301"])
+    ]  # fmt: skip
+    assert "3 final <eos> are the ends of their lines" in said.text
+    table.write_text("sentence\na b <eos>\nc d\n")
+    with pytest.raises(UserError, match="1 of 2 lines end in <eos>"):
+        list(lines_of(str(table), tokenizer, "sentence"))
 
 
 HIDDEN = "caf\u200be\u0301 ex\u00adit a\u00a0b o\ufb00er x\u2003y\n"

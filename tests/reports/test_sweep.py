@@ -20,7 +20,7 @@ from mogrifier_lm.reports.plots import plot_curves
 from mogrifier_lm.reports.report import write_report
 from mogrifier_lm.reports.sweep import failure_table, group_table
 from mogrifier_lm.reports.sweep_plots import not_comparable, plot_sweep
-from mogrifier_lm.reports.table import latex_table
+from mogrifier_lm.reports.table import latex_table, score_table, shown_ppl
 from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import ROOT, table_rows
 
@@ -301,3 +301,10 @@ def test_the_speed_of_runs_side_by_side_is_marked(tmp_path: Path) -> None:
     launcher = "hydra:\n  launcher:\n    _target_: hydra_plugins.submitit.SlurmLauncher\n"
     (tmp_path / "multirun.yaml").write_text(launcher)
     assert not any(run.beside for run in read_runs([tmp_path]))
+
+
+def test_a_perplexity_that_no_number_holds_is_no_flood_of_digits() -> None:
+    score = {"ppl": None, "token_ppl": 9.0, "bits_per_byte": 2.0, "tokens": 3, "words": 3}
+    summary = {"valid": {"static": score}, "test": {"static": score | {"ppl": 3.25e128}}}
+    assert score_table(summary).split()[-2:] == ["infinite", "3.25e+128"]
+    assert math.isnan(shown_ppl(score))
