@@ -26,3 +26,6 @@ def test_it_is_small_and_knows_some_english() -> None:
     assert lm.next_word("in the United", 1)[0][0] in ("States", "Kingdom")
     (text,) = lm.generate("The film was", max_words=20, seed=2)
     assert len(text.replace("\n", " <eos> ").split()) == 20 and "<unk>" not in text
+    again = "The frigate Aldabra was built in Trieste . The Aldabra carried two guns ."
+    plain, adapted = (lm.score([again] * 8, adapt=adapt) for adapt in (False, True))
+    assert adapted.totals.nats < 0.9 * plain.totals.nats
