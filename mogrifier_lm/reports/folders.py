@@ -5,6 +5,7 @@ name does), its summary (how it ended) and its provenance (its data). A run with
 unfinished: it is running, or was cut.
 """
 
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,18 @@ class Run:
         return shown_ppl(self.summary.get(split, {}).get(evaluator, {}))
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+class Runs(list[Run]):
+    """The runs that a report is of."""
+
+    @functools.cached_property
+    def study(self) -> Path | None:
+        """The study that they are the trials of; None where they are not those of one search."""
+        folders = {run.folder.path.resolve().parent for run in self}
+        path = min(folders) / STUDY
+        return path if len(folders) == 1 and path.is_file() else None
+
+
+def read_runs(folders: Sequence[Path]) -> Runs:
     """The runs of folders, each of which is a sweep's or a run's.
 
     Raises:
@@ -71,7 +83,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 (begins, ends), others = run.at_work, (r.at_work for r in read if r is not run)
                 run.beside = sum(start < ends and begins < end for start, end in others)
         runs |= {run.folder.path.resolve(): run for run in read}
-    return list(runs.values())
+    return Runs(runs.values())
 
 
 def _read(folder: RunFolder) -> Run:
@@ -111,13 +123,6 @@ def _is_on_a_cluster(folder: Path) -> bool:
     except (UserError, OSError, LookupError, TypeError):
         return False
     return "submitit" in launcher or "ray" in launcher
-
-
-def study_of(runs: Sequence[Run]) -> Path | None:
-    """The study that the runs are trials of; None where they are not those of one search."""
-    folders = {run.folder.path.resolve().parent for run in runs}
-    path = min(folders) / STUDY
-    return path if len(folders) == 1 and path.is_file() else None
 
 
 def completed(runs: Sequence[Run]) -> list[Run]:

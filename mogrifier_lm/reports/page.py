@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import IO, Any
 
-from mogrifier_lm.reports.folders import Run, study_of
+from mogrifier_lm.reports.folders import Runs
 from mogrifier_lm.reports.plots import can_plot
 from mogrifier_lm.reports.sweep import failure_table, group_table, headline, run_table
 from mogrifier_lm.reports.sweep_plots import plot_curves_of, plot_sweep
@@ -34,10 +34,10 @@ def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def page(runs: Sequence[Run], title: str) -> str:
+def page(runs: Runs, title: str) -> str:
     """The page; it asks for no other file and no network."""
-    draws: list[Callable[[Sequence[Run], IO[str]], bool]] = [plot_sweep, plot_curves_of]
-    if study_of(runs):
+    draws: list[Callable[[Runs, IO[str]], bool]] = [plot_sweep, plot_curves_of]
+    if runs.study:
         body = _table("Trials, best first", trial_table(runs))
         body += _table("Importance", importance_table(runs))
         draws = [plot_trials, plot_importances, plot_curves_of]

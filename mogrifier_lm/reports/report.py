@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mogrifier_lm.files import replacing, write_whole
-from mogrifier_lm.reports.folders import Run, evaluators, number, study_of
+from mogrifier_lm.reports.folders import Runs, evaluators, number
 from mogrifier_lm.reports.plots import can_plot
 from mogrifier_lm.reports.sweep import failure_table, group_table, headline, run_table
 from mogrifier_lm.reports.sweep_plots import plot_sweep
@@ -25,9 +25,9 @@ from mogrifier_lm.reports.trials import (
 from mogrifier_lm.terminal import plain
 
 
-def markdown(runs: Sequence[Run], plots: bool = True) -> str:
+def markdown(runs: Runs, plots: bool = True) -> str:
     """sweep.md; `plots`: whether the images that it shows are drawn."""
-    search = study_of(runs) is not None
+    search = runs.study is not None
     table = trial_table(runs) if search else group_table(runs)
     text = f"# {'Search' if search else 'Sweep'}\n\n{markdown_text(headline(runs))}\n\n"
     text += markdown_table(table) or "No run has completed.\n"
@@ -50,7 +50,7 @@ def _cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) and number(text) == inf else text
 
 
-def write_report(runs: Sequence[Run], folder: Path, formats: Sequence[str] = ()) -> None:
+def write_report(runs: Runs, folder: Path, formats: Sequence[str] = ()) -> None:
     """Write sweep.csv, sweep.md and, once a run is scored, sweep.png: each whole or not at all.
 
     Of a search importance.png too, once enough trials are completed. Without matplotlib no plots.
@@ -68,7 +68,7 @@ def write_report(runs: Sequence[Run], folder: Path, formats: Sequence[str] = ())
     ):
         writer = csv.writer(file)
         writer.writerows([map(_cell, row) for row in (table[0], *(r.values() for r in table))])
-    plots, search = can_plot("sweep.png"), study_of(runs) is not None
+    plots, search = can_plot("sweep.png"), runs.study is not None
     if plots:
         for kind in dict.fromkeys(["png", *formats]):
             with replacing(folder / f"sweep.{kind}") as new:

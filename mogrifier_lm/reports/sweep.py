@@ -7,13 +7,13 @@ from typing import Any
 
 from mogrifier_lm.reports.folders import (
     Run,
+    Runs,
     completed,
     evaluators,
     groups,
     mean_sd,
     overridden,
     span,
-    study_of,
     swept,
 )
 from mogrifier_lm.runs.folder import Status
@@ -75,7 +75,7 @@ def failure_table(runs: Sequence[Run]) -> list[dict[str, str]]:
     return [{key: str(row[key]) for key in shown} for row in rows]
 
 
-def headline(runs: Sequence[Run]) -> str:
+def headline(runs: Runs) -> str:
     """How the runs ended, and what they have in common."""
     statuses = [run.status for run in runs]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
@@ -86,6 +86,6 @@ def headline(runs: Sequence[Run]) -> str:
         text += f"The validation perplexity of the source itself is {floor:.2f}. "
     if any(run.beside for run in completed(runs)):
         text += f"Tokens/s{SHARED}: other runs were at work on the machine meanwhile. "
-    if study_of(runs):
+    if runs.study:
         return text + "Perplexity per word, the best on validation text first."
     return text + "Perplexity per word: mean ± sample standard deviation over n seeds."

@@ -7,12 +7,12 @@ from typing import IO
 
 from mogrifier_lm.reports.folders import (
     Run,
+    Runs,
     evaluators,
     groups,
     mean_sd,
     number,
     span,
-    study_of,
     swept,
 )
 from mogrifier_lm.reports.plots import look, pyplot, save
@@ -136,10 +136,10 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     return True
 
 
-def plot_curves_of(runs: Sequence[Run], file: Path | IO[str]) -> bool:
+def plot_curves_of(runs: Runs, file: Path | IO[str]) -> bool:
     """Draw validation perplexity over training tokens, a line per run; False if there is none."""
     curves: dict[str, list[list[dict[str, float]]]] = {}
-    search = study_of(runs) is not None
+    search = runs.study is not None
     for run in runs:
         points = list(run.folder.rows("valid/ppl"))
         label = run.folder.path.name if search else ", ".join(run.value(key) for key in swept(runs))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.reports.folders import Run, completed, evaluators, number, study_of, swept
+from mogrifier_lm.reports.folders import Run, Runs, completed, evaluators, number, swept
 from mogrifier_lm.reports.plots import pyplot, save
 from mogrifier_lm.reports.sweep import SHARED, run_table
 from mogrifier_lm.runs.folder import Status
@@ -34,17 +34,16 @@ def storage(path: Path) -> "optuna.storages.JournalStorage":
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def _completed_trials(runs: Sequence[Run]) -> "tuple[optuna.Study, list[optuna.trial.FrozenTrial]]":
-    path = study_of(runs)
-    assert path is not None
-    stored = storage(path)
+def _completed_trials(runs: Runs) -> "tuple[optuna.Study, list[optuna.trial.FrozenTrial]]":
+    assert runs.study is not None
+    stored = storage(runs.study)
     import optuna
 
     study = optuna.load_study(study_name=NAME, storage=stored)
     return study, study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
 
 
-def why_no_importances(runs: Sequence[Run]) -> str:
+def why_no_importances(runs: Runs) -> str:
     """Why there are no importances, in one line; "" where there are."""
     try:
         found = len(_completed_trials(runs)[1])
@@ -53,7 +52,7 @@ def why_no_importances(runs: Sequence[Run]) -> str:
     return "" if found >= ENOUGH else f"Told from {ENOUGH} completed trials on; there are {found}."
 
 
-def importances(runs: Sequence[Run]) -> dict[str, float]:
+def importances(runs: Runs) -> dict[str, float]:
     """Key → its share in what sets the best quarter of the completed trials apart; {} if unknown.
 
     By PED-ANOVA (arXiv 2304.10255). Trials that were pruned have no value and do not count.
@@ -68,7 +67,7 @@ def importances(runs: Sequence[Run]) -> dict[str, float]:
         return get_param_importances(_completed_trials(runs)[0], evaluator=evaluator)
 
 
-def importance_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+def importance_table(runs: Runs) -> list[dict[str, str]]:
     return [{"key": k, "importance": f"{v:.2f}"} for k, v in importances(runs).items()]
 
 
@@ -86,7 +85,7 @@ def trial_table(runs: Sequence[Run]) -> list[dict[str, str]]:
     return rows
 
 
-def plot_importances(runs: Sequence[Run], file: Path | IO[str]) -> bool:
+def plot_importances(runs: Runs, file: Path | IO[str]) -> bool:
     """Draw the importances as bars; False where there are none."""
     shares = importances(runs)
     if not shares:

@@ -2,13 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mogrifier_lm.config import load_config
 from mogrifier_lm.files import read_json, write_json
-from mogrifier_lm.reports.folders import Run, completed, evaluators, mean_sd, number, study_of
+from mogrifier_lm.reports.folders import Runs, completed, evaluators, mean_sd, number
 from mogrifier_lm.reports.sweep import run_table
 from mogrifier_lm.reports.sweep_plots import series
 from mogrifier_lm.runs.folder import REPORT, RunFolder, Status, sweep_name
@@ -16,7 +15,7 @@ from mogrifier_lm.tracking.names import cut, tags, wished
 from mogrifier_lm.tracking.tracker import build_tracker
 
 
-def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
+def track_sweep(runs: Runs, sweep_dir: Path) -> None:
     """Log a sweep that has ended, as the tracker of its runs says.
 
     Once: the same report is not logged again, and one that a continued sweep has changed goes to
@@ -59,7 +58,7 @@ def track_sweep(runs: Sequence[Run], sweep_dir: Path) -> None:
         if names:
             tracker.log_image("sweep/plot", folder / "sweep.png")
         x_key, lines = series(runs)
-        if names and x_key and not study_of(runs):  # of a search each run is a line
+        if names and x_key and not runs.study:  # of a search each run is a line
             means = {
                 label: [
                     (x, mean_sd([run.ppl("valid", names[0]) for run in at])[0]) for x, at in line
