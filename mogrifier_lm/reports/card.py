@@ -78,8 +78,9 @@ def card(
         + (" with changes" * bool(git.get("dirty"))),
         f"- torch {versions.get('torch')}, seed {config.seed}",
         "",
-        "`config.yaml` holds every option, `counts.json` how often each type occurs in the",
-        "training text. What a model of text has learned is what stood in the text: it is made for",
-        "research, and states no facts.",
+        "`config.yaml` holds every option, `counts.json` how often each word occurs in the",
+        "training text, `statistics.safetensors`, where it is, what `score(…, adapt=True)` needs.",
+        "What a model of text has learned is what stood in the text: it is made for research, and",
+        "states no facts.",
     ]
     return "\n".join(lines) + "\n"

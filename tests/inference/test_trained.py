@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from mogrifier_lm.data.subwords import SentencePieceTokenizer
 from mogrifier_lm.data.tokenizer import CharTokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators import static_nats
+from mogrifier_lm.inference.counts import read_counts, training_counts, write_counts
 from mogrifier_lm.inference.gates import gates
 from mogrifier_lm.inference.lines import Line, read_tsv
 from mogrifier_lm.inference.score import Totals, score_lines, write_tsv
 from mogrifier_lm.inference.trained import TrainedModel
 from mogrifier_lm.kernels.recurrence.reference import mogrify
+from mogrifier_lm.launch.commands.score import main as score_command
 from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.runs.build import build_model
 from mogrifier_lm.runs.folder import RunFolder
@@ -66,6 +69,34 @@ def test_the_text_as_the_unit_is_the_static_evaluator(lm: TrainedModel) -> None:
     assert [w.word for w in scores] == [
         w for line in text.splitlines() for w in [*line.split(), "<eos>"]
     ]
+
+
+def test_the_command_prints_the_static_evaluators_nats(
+    lm: TrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "tests/fixtures/v0/text/test.txt"
+    score_command(run=str(RUN), text=str(path), unit="text", to=str(tmp_path / "out.tsv.gz"))
+    expected = static(lm, TEXT)
+    said = f"unit=text: {len(expected):,} words, {expected.sum():.4f} nats"
+    assert said in capsys.readouterr().err
+    frame = pd.read_csv(tmp_path / "out.tsv.gz", sep="\t", keep_default_na=False, quoting=3)
+    np.testing.assert_allclose(frame["nats"], expected, atol=5e-7)
+
+
+def test_a_run_knows_how_often_each_word_was_in_its_training_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subwords: TrainedModel
+) -> None:
+    monkeypatch.chdir(ROOT / "tests/fixtures/v0")
+    train = Path("text/train.txt").read_text()
+    counts = load_model(RUN).counts
+    assert counts is not None and counts["<eos>"] == train.count("\n")
+    assert all(counts[word] == n for word, n in Counter(train.split()).items() if word in counts)
+    # Of pieces, words are counted; what was written is read again.
+    tokenizer, folder = subwords.tokenizer, RunFolder(tmp_path)
+    found = training_counts(tokenizer, tokenizer.encode(["abc ab abc", "é"]))
+    assert dict(found) == {"abc": 2, "ab": 1, "é": 1, "<eos>": 2}
+    write_counts(folder, tokenizer, found)
+    assert read_counts(folder, tokenizer) == found
 
 
 def test_a_line_as_the_unit_knows_no_other_line(lm: TrainedModel) -> None:
