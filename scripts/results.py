@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from mogrifier_lm.files import read_json
+from mogrifier_lm.reports import plots
 from mogrifier_lm.reports.table import markdown_table
 from mogrifier_lm.runs.folder import RunFolder
 
@@ -147,10 +148,8 @@ def curve_rows(*names: str) -> list[dict[str, str]]:
     curves = []
     for name in names:
         curve: dict[str, float] = {}
-        for text in run(name).metrics.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            if "valid/ppl" in line:
-                curve.setdefault(f"{line['epoch']:.0f}", line["valid/ppl"])
+        for epoch, ppl in validation(name).items():
+            curve.setdefault(f"{epoch:.0f}", ppl)
         curves.append(curve)
     common = [e for e in curves[0] if all(e in curve for curve in curves)]
     rows = []
@@ -203,6 +202,37 @@ def table(asked: str) -> str:
     return markdown_table(kinds[kind](*names))
 
 
+def validation(name: str) -> dict[float, float]:
+    """Epoch → validation perplexity while training."""
+    lines = run(name).metrics.read_text(encoding="utf-8").splitlines()
+    return {x["epoch"]: x["valid/ppl"] for x in map(json.loads, lines) if "valid/ppl" in x}
+
+
+def draw(file: Path) -> None:
+    """The LSTM beside the Mogrifier: while 24 M parameters train, and over rates at 3 M."""
+    figure, (left, right) = plots.pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for i, (rounds, label) in enumerate(((0, "LSTM"), (4, "Mogrifier, 4 rounds"))):
+        curve = validation(f"ptb_24m_rounds{rounds}")
+        left.plot(list(curve), list(curve.values()), **plots.look(i, 2), label=label)
+        best: dict[float, float] = {}  # over dropout
+        for row in grid_rows("ptb_search"):
+            rate, ppl = float(row["learning rate"]), float(row["validation"])
+            if row["rounds"] == str(rounds):
+                best[rate] = min(ppl, best.get(rate, ppl))
+        rates = sorted(best)
+        right.plot(rates, [best[x] for x in rates], **plots.look(i, 2), label=label)
+    left.set(xlabel="epochs", ylabel="validation perplexity", ylim=(60, 90))
+    left.set_title("PTB, 24 M parameters, one H100 (n = 1)", fontsize=10)
+    right.set(xlabel="learning rate", xscale="log", ylabel="validation perplexity")
+    right.set_xticks(rates, [f"{x:g}" for x in rates], minor=False)
+    right.minorticks_off()
+    right.set_title("PTB, 3 M, 6 epochs, best dropout (n = 1)", fontsize=10)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    plots.save(figure, file)
+
+
 def page(text: str) -> str:
     """The page with its tables as the files have them."""
     return BLOCK.sub(lambda match: f"{match[1]}\n{table(match[2])}\n{match[3]}", text)
@@ -214,3 +244,4 @@ if __name__ == "__main__":
     ).parse_args()
     readme = FOLDER / "README.md"
     readme.write_text(page(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    draw(FOLDER / "lstm_and_mogrifier.png")
