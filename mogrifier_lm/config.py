@@ -5,6 +5,7 @@ OmegaConf.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from mogrifier_lm.errors import UserError, nearest, one_line
+from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.evaluators import EvaluatorsConfig
 from mogrifier_lm.files import read_text, write_whole
 from mogrifier_lm.option import SEED, Interval, option
@@ -75,7 +76,7 @@ def _check_value(value: Any, where: str, values: Interval | Collection[str] | No
     elif isinstance(values, Interval):
         must = values.missed(value)
     elif values and value not in values:
-        must = f"one of {', '.join(values)}; {nearest(str(value), list(values))}"
+        must = f"one of {', '.join(values)}"
     elif isinstance(value, str) and plain(value) != value.replace("\n", ""):
         must = "printable text in one line"
     if must:
@@ -113,7 +114,7 @@ def validate(node: DictConfig) -> Config:
         )
     for paths, key in ((config.data, "dir"), (config.tokenizer, "vocabulary")):
         if path := getattr(paths, key):  # as the saved config is read in other folders too
-            setattr(paths, key, str(Path(path).expanduser().absolute()))
+            setattr(paths, key, str(Path(os.path.expanduser(path)).absolute()))
     if trainer.max_epochs is None and trainer.max_steps is None and trainer.max_minutes is None:
         raise UserError(
             "no end of training: give trainer.max_epochs, trainer.max_steps or trainer.max_minutes"

@@ -95,7 +95,7 @@ def _settings(source: DataConfig, tokenizer: TokenizerConfig) -> dict[str, Any]:
     values = dict(vars(tokenizer))
     values |= {key: getattr(source, key) for key in ("normalize", "markers", "spelled")}
     if tokenizer.vocabulary:
-        path = Path(tokenizer.vocabulary).expanduser()
+        path = Path(tokenizer.vocabulary)
         files = [file for file in (path, path.with_suffix(".model")) if file.is_file()]
         values["vocabulary"] = [Part(file).sha256() for file in files]
     return values
@@ -121,7 +121,7 @@ def _tokenize(
 
     form = Form(source.normalize, config.lowercase)
     if config.vocabulary:
-        tokenizer = _taken(Path(config.vocabulary).expanduser(), kind, form)
+        tokenizer = _taken(Path(config.vocabulary), kind, form)
     else:
         settings = {k: v for k, v in vars(config).items() if v is not None and k in kind.settings}
         tokenizer = kind.train(texts("train"), texts("valid", "test"), form=form, **settings)

@@ -122,7 +122,7 @@ def _cut(path: Path, shares: list[float], exact: bool) -> dict[str, Part]:
 
 def cache_of(source: DataConfig) -> Path:
     """The folder where fetched texts and arrays of tokens are kept."""
-    return Path(source.cache_dir).expanduser() if source.cache_dir else cache_folder()
+    return Path(os.path.expanduser(source.cache_dir)) if source.cache_dir else cache_folder()
 
 
 def text_place(source: DataConfig) -> Path:
@@ -148,7 +148,7 @@ def text_place(source: DataConfig) -> Path:
 def local_place(source: DataConfig) -> Path | None:
     """Where the user has the text: in `dir`, or below $MOGRIFIER_LM_DATA; None: it is fetched."""
     if source.dir:
-        place = Path(source.dir).expanduser()
+        place = Path(os.path.expanduser(source.dir))
         if not place.exists():
             raise UserError(f"data.dir: no folder {shown(place)}, and no such file")
         return place

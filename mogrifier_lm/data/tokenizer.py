@@ -97,9 +97,8 @@ class _Lookup(dict[bytes, int]):
 
     def __missing__(self, word: bytes) -> int:
         if self.unk is None:
-            raise UserError(
-                f"{word.decode()!r} is not in the vocabulary, which has no {UNK} for it"
-            )
+            text = word.decode()
+            raise UserError(f"{text!r} is not in the vocabulary, nor is {UNK}: add {UNK} to it")
         return self.unk
 
 
@@ -216,8 +215,9 @@ class CharTokenizer(WordTokenizer):
         points = _code_points(text)
         ids: np.ndarray = self.table[points]
         if (ids < 0).any():
+            character = chr(points[ids.argmin()])
             raise UserError(
-                f"{chr(points[ids.argmin()])!r} is not in the vocabulary, which has no {UNK} for it"
+                f"{character!r} is not in the vocabulary, nor is {UNK}: add {UNK} to it"
             )
         return ids.astype(self.dtype)
 

@@ -96,7 +96,9 @@ def test_a_vocabulary_is_taken_from_a_file_or_another_run(folder: Path) -> None:
     assert words(corpus, "valid") == "a c new\n"
     assert words(corpus, "test") == "<unk> a <unk>\n"
     listed.write_text("c\na\nnew\n")  # another content is another cache entry
-    with pytest.raises(UserError, match="'b' is not in the vocabulary, which has no <unk>"):
+    with pytest.raises(
+        UserError, match="'b' is not in the vocabulary, nor is <unk>: add <unk> to it"
+    ):
         load(folder, vocabulary=str(listed))
     first = load(folder, lowercase=True)
     saved = folder / "tokenizer.json"

@@ -52,6 +52,10 @@ def test_a_relative_folder_is_saved_whole(tmp_path: Path, monkeypatch: pytest.Mo
     config = validate(compose(["data=text", "data.dir=here", "tokenizer.vocabulary=types.txt"]))
     assert config.data.dir == str(tmp_path / "here")
     assert config.tokenizer.vocabulary == str(tmp_path / "types.txt")
+    for typed in ("./~here", "~here"):  # nobody's home
+        assert validate(compose(["data=text", f"data.dir={typed}"])).data.dir == str(
+            tmp_path / "~here"
+        )
 
 
 def without_encoding(path: Path) -> list[int]:
