@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mogrifier_lm.data import Corpus
-from mogrifier_lm.errors import UserError
+from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.evaluators import Task
 from mogrifier_lm.evaluators.dynamic import coefficients, move, root_mean_squares, window_gradients
 from mogrifier_lm.model import LanguageModel, States, restored
@@ -23,7 +23,7 @@ from mogrifier_lm.training import checkpoint
 
 # Where a run has not tuned them. Tuning found learning rates of 4e-4 to 8e-4 and decays of 1e-3 to
 # 1e-2 on PTB and WikiText-2 (results/); at 1.6e-3 one of these models diverges.
-UNTUNED = {
+UNTUNED: dict[str, Any] = {
     "window": 20, "rule": "rms", "mean": "elements", "lr": 4e-4, "decay": 1e-3, "epsilon": 1e-4,
     "statistics_tokens": 100_000, "statistics_batch_size": 20,
 }  # fmt: skip
@@ -99,18 +99,12 @@ def adaptation(folder: RunFolder, model: LanguageModel, corpus: Corpus | None = 
     Raises:
         UserError: neither statistics nor the training text are found.
     """
-    device = model.output_bias.device
     if folder.statistics.is_file():
-        tensors, values = checkpoint.load(folder.statistics, str(device))
-        spans, settings = values["spans"], values["settings"]
-        rms = []
-        if settings["rule"] == "rms":
-            for name, p in model.named_parameters():
-                if name not in tensors or tensors[name].shape != p.shape:
-                    raise UserError(f"{folder.statistics} is of another model: no {name} of it")
-                found = tensors[name]
-                rms.append(_decoded(found, *spans[name]) if name in spans else found)
-        return Adaptation(model, settings, rms)
+        tensors, values = checkpoint.load(folder.statistics, str(model.output_bias.device))
+        try:
+            return _saved(model, tensors, values)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{folder.statistics} is damaged: {one_line(error)}") from error
     if not folder.provenance.is_file():
         raise UserError(
             f"{folder} was exported without statistics: adapt=true needs them, or the run itself"
@@ -121,6 +115,26 @@ def adaptation(folder: RunFolder, model: LanguageModel, corpus: Corpus | None = 
     settings["tuned"] = bool(entry)
     task = Task(model, corpus.splits, corpus.tokenizer.eos_id)
     rms = root_mean_squares(task, settings) if settings["rule"] == "rms" else []
+    return Adaptation(model, settings, rms)
+
+
+def _saved(
+    model: LanguageModel, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> Adaptation:
+    """Out of what `Adaptation.save` has written.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: it has not.
+    """
+    spans, settings, rms = values["spans"], values["settings"], []
+    settings |= {key: type(value)(settings[key]) for key, value in UNTUNED.items()}
+    if not (settings["window"] >= 1 and all(0 <= settings[k] < 1e4 for k in ("lr", "decay"))):
+        raise ValueError(f"settings out of range: {settings}")
+    for name, p in model.named_parameters() if settings["rule"] == "rms" else ():
+        found = tensors[name]
+        if found.shape != p.shape:
+            raise ValueError(f"{name} is of another model")
+        rms.append(_decoded(found, *spans[name]) if name in spans else found)
     return Adaptation(model, settings, rms)
 
 

@@ -41,10 +41,14 @@ def write_counts(folder: RunFolder, tokenizer: Tokenizer, counts: Mapping[str, i
 def read_counts(folder: RunFolder, tokenizer: Tokenizer) -> Mapping[str, int] | None:
     """Of an exported folder, or of a run whose training text is still there; else None."""
     values = read_json(folder.counts).get("counts")
-    if isinstance(values, list):
-        return dict(zip(tokenizer.vocabulary, values, strict=True))
-    if isinstance(values, dict) or not folder.provenance.is_file():
+    if isinstance(values, list) and len(values) == len(tokenizer):
+        values = dict(zip(tokenizer.vocabulary, values, strict=True))
+    if isinstance(values, dict) and all(isinstance(n, int) for n in values.values()):
         return values
+    if values is not None:
+        raise UserError(f"{folder.counts} is damaged: no number for each word")
+    if not folder.provenance.is_file():
+        return None
     try:
         return training_counts(tokenizer, saved_corpus(folder).splits["train"].ids)
     except (UserError, ImportError, OSError) as error:

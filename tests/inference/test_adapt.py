@@ -17,6 +17,7 @@ from mogrifier_lm.launch.commands.export import main as export
 from mogrifier_lm.launch.commands.score import main as score
 from mogrifier_lm.runs.build import saved_corpus
 from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.training import checkpoint
 from tests.conftest import ROOT
 
 
@@ -116,13 +117,28 @@ def test_a_byte_holds_a_statistic_to_a_few_percent() -> None:
 def test_without_statistics_or_with_anothers_it_is_one_line(folder: Path) -> None:
     export(run="run", to="out", adapt=False)
     export(run="run", to="whole")
-    with pytest.raises(UserError, match="out was exported without statistics: adapt=true needs"):
-        load_model("out").score("a", adapt=True)
-    for name, says in (("text", "text"), ("whole", "statistics.safetensors is of another model")):
-        model = load_model("whole" if name == "whole" else "run")
-        if name == "text":
-            Path("text").rename("gone")
-        else:
-            model.output_bias = torch.nn.Parameter(torch.zeros(3))
+    tensors, values = checkpoint.load(RunFolder("whole").statistics)
+    settings = values["settings"]
+
+    def refused(says: str, name: str = "whole") -> None:
         with pytest.raises(UserError, match=says):
-            model.score("a", adapt=True)
+            load_model(name).score("a", adapt=True)
+
+    refused("out was exported without statistics: adapt=true needs them", "out")
+    for damage, says in (
+        ({"window": 0}, "is damaged: settings out of range"), ({"lr": -1.0}, "out of range"),
+        ({"decay": float("nan")}, "out of range"), ({"window": "x"}, "is damaged: invalid literal"),
+    ):  # fmt: skip
+        changed = {"settings": settings | damage, "spans": {}}
+        checkpoint.save(RunFolder("whole").statistics, tensors, changed)
+        refused(says)
+    checkpoint.save(RunFolder("whole").statistics, tensors, {"settings": settings})
+    refused("is damaged: 'spans'")
+    other = tensors | {"output_bias": torch.zeros(3)}
+    checkpoint.save(RunFolder("whole").statistics, other, values)
+    refused("output_bias is of another model")
+    Path("whole/counts.json").write_text('{"counts": [1, 2]}')
+    with pytest.raises(UserError, match="counts.json is damaged: no number for each word"):
+        load_model("whole").score("a")
+    Path("text").rename("gone")
+    refused("text", "run")

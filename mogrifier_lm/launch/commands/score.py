@@ -114,6 +114,8 @@ def _page(
         r: model.score(lines, unit, edge=edge, top=5, adapt=adapt) for r, model in models.items()
     }
     write_whole(Path(page), surprisal_page(scored))
+    for name, scores in scored.items():
+        print(f"{name}, unit={unit}: {scores.totals}", file=sys.stderr)
     print(page)
 
 
