@@ -19,7 +19,7 @@ from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.evaluators import Score, perplexity
 from mogrifier_lm.kernels.graphs import Graphed, sent
-from mogrifier_lm.model import LanguageModel, States
+from mogrifier_lm.model import LanguageModel, States, copy_values
 from mogrifier_lm.options import RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import activation_penalty, draw_masks, drop, masked, of_streams
 from mogrifier_lm.terminal import progress_bar
@@ -246,7 +246,6 @@ class Trainer:
         """A window's loss, gradient, clipping, update, averages; states and sums in their place."""
         model, r, parts = self.model, self.regularization, self.config.accumulation_steps
         masks = dict(zip(masked(r, model.mask_shapes), masks_drawn, strict=True))
-        self.optimizer.zero_grad(set_to_none=True)
         of_parts = []
         pairs = zip(inputs_TB.chunk(parts, 1), targets_TB.chunk(parts, 1), strict=True)
         for i, (x_TB, y_TB) in enumerate(pairs):
@@ -254,7 +253,15 @@ class Trainer:
             keep = None if keep_B1 is None else keep_B1[columns]
             states = [tuple(s[columns] for s in state) for state in self.states]
             part = of_streams(masks, columns)
-            of_parts.append(self._backward(x_TB, y_TB, num_tokens, states, keep, part))
+            entered = [tuple(drop(s, keep) for s in state) for state in states]
+            loss, of_part, left = self._loss(x_TB, y_TB, num_tokens, entered, part)
+            if i == 0:
+                # Not earlier: fresh pages for the gradients took a CPU an eighth of the step.
+                self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            of_parts.append(of_part)
+            for old, new in zip(states, left, strict=True):
+                copy_values(new, old)
         nats = torch.stack(of_parts).sum()
         parameters = list(model.parameters())
         self.processes.add_up([nats, *(p.grad for p in parameters if p.grad is not None)])
@@ -266,20 +273,18 @@ class Trainer:
         self.averaging.update()
         self.sums += torch.stack([nats, norm**2, num_tokens, torch.ones_like(nats)])
 
-    def _backward(
+    def _loss(
         self,
         inputs_TB: Tensor,
         targets_TB: Tensor,
         num_tokens: Tensor,
         states: States,
-        keep_B1: Tensor | None,
         masks: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Add the gradient of some streams, carry their states on in place; returns their nats."""
+    ) -> tuple[Tensor, Tensor, States]:
+        """Of some streams: their part of the loss, their nats, the states after the window."""
         r = self.regularization
-        entered = [tuple(drop(s, keep_B1) for s in state) for state in states]
         with self._precision():
-            output_TBH, left = self.model.outputs(inputs_TB, entered, masks)
+            output_TBH, states = self.model.outputs(inputs_TB, states, masks)
             dropped_TBH = drop(output_TBH, masks.get("output"))
             features = self.model.features(dropped_TBH)
             nats = self.model.output_loss(features, targets_TB.flatten(), r.samples)
@@ -289,12 +294,7 @@ class Trainer:
         if r.ar or r.tar:
             penalty = activation_penalty(output_TBH, dropped_TBH, r.ar, r.tar)
             loss = loss + penalty / (self.processes.size * self.config.accumulation_steps)
-        loss.backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            for old, new in zip(states, left, strict=True):
-                for place, value in zip(old, new, strict=True):
-                    place.copy_(value)
-        return nats.detach()
+        return loss, nats.detach(), states
 
     def _validation_due(self, passed: bool) -> bool:
         """Whether to validate after this step; `passed`: it has ended a pass."""
