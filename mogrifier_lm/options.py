@@ -272,7 +272,7 @@ class TrainerConfig:
     batch_size: int = option(20, "streams", SIZE)
     accumulation_steps: int = option(
         1,
-        "gradient accumulation steps: parts of the streams in turn, with the sum's results",
+        "gradient accumulation steps: so many parts of the streams in turn, to the same result",
         PARTS,
     )
     bptt: int = option(35, "window of truncated backpropagation, time steps", SIZE)

@@ -112,7 +112,9 @@ def test_a_wavefront_has_the_bits_of_one_layer_after_the_other(
     assert all(torch.equal(a, b) for a, b in zip(together, values(), strict=True))
 
 
-def trainer_of(folder: Path, steps: int, backend: str, precision: str, dropout: bool) -> Trainer:
+def trainer_of(
+    folder: Path, steps: int, backend: str, precision: str, dropout: bool, parts: int = 1
+) -> Trainer:
     """Of a small model on a text of which something can be learned."""
     torch.manual_seed(0)
     config = ModelConfig(hidden_size=48, num_layers=2, rounds=3, rank=8, backend=backend)
@@ -126,7 +128,12 @@ def trainer_of(folder: Path, steps: int, backend: str, precision: str, dropout: 
         averaging=Averaging(model.parameters()),
         regularization=RegularizationConfig(**(RATES if dropout else {})),
         config=TrainerConfig(
-            max_steps=steps, bptt=20, valid_every=20, log_every=10, precision=precision
+            max_steps=steps,
+            bptt=20,
+            valid_every=20,
+            log_every=10,
+            precision=precision,
+            accumulation_steps=parts,
         ),
         validate=lambda: Score(nats=1.0, tokens=1, words=1, bytes=1),
         files=RunFolder(folder),
@@ -151,10 +158,11 @@ def test_two_hundred_steps_have_the_fused_backends_losses(precision: str, tmp_pa
     assert abs(triton - fused).max() <= 5 * spread
 
 
-def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_resumed_run_has_the_same_bits(parts: int, tmp_path: Path) -> None:
     def fit(folder: Path, steps: int, resume: bool = False) -> Tensor:
         folder.mkdir(exist_ok=True)
-        trainer = trainer_of(folder, steps, "triton", "bf16", dropout=True)
+        trainer = trainer_of(folder, steps, "triton", "bf16", dropout=True, parts=parts)
         if resume:
             trainer.load()
         trainer.fit()

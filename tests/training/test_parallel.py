@@ -32,6 +32,7 @@ EVERYTHING = [
     "regularization.l2=1e-5",
     "optimizer.averaging=two_tailed",
     "model.num_layers=2",
+    "trainer.accumulation_steps=2",
 ]
 
 
