@@ -28,7 +28,15 @@ from mogrifier_lm.terminal import plain
 
 
 def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
-    """Run an entry point; the user's errors become one line and exit code 1."""
+    """Run an entry point; the user's errors become one line and exit code 1.
+
+    Args:
+        main: the entry point.
+        after_interrupt: what is said after Ctrl-C.
+
+    Raises:
+        SystemExit: after an error.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on and leaves the words to us
     for stream in (sys.stdout, sys.stderr):  # one that is ASCII shows what it cannot as \\u00e9
         if isinstance(stream, io.TextIOWrapper):

@@ -83,7 +83,12 @@ EFFECTS: dict[str, Callable[[Config], bool]] = {
 
 
 def without_effect(config: Config, overrides: Sequence[str]) -> list[str]:
-    """The keys among overrides that do nothing beside the other settings."""
+    """The keys among overrides that do nothing beside the other settings.
+
+    Args:
+        config: validated, what the overrides have made.
+        overrides: KEY=VALUE, as on the command line.
+    """
     keys = [override.partition("=")[0] for override in overrides]
     return [key for key in keys if key in EFFECTS and not EFFECTS[key](config)]
 

@@ -20,7 +20,13 @@ from mogrifier_lm.training.trainer import Trainer
 
 
 def trainer_on_random_tokens(config: Config, vocabulary: int, device: str) -> Trainer:
-    """A trainer as a run of `config` has it, which is not to save."""
+    """A trainer as a run has it, which is not to save.
+
+    Args:
+        config: of the run.
+        vocabulary: types that the random tokens are of.
+        device: where it computes.
+    """
     torch.manual_seed(config.seed)
     model = build_model(config.model, vocabulary, device)
     size = config.trainer.batch_size * config.trainer.bptt * 50
@@ -39,12 +45,21 @@ def trainer_on_random_tokens(config: Config, vocabulary: int, device: str) -> Tr
 
 
 def wait(device: str | torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
 def training_speed(trainer: Trainer, seconds: float) -> float:
-    """Tokens/s over about so many seconds, after the steps in which a GPU captures its graphs."""
+    """How fast a trainer is, after the steps in which a GPU captures its graphs.
+
+    Args:
+        trainer: trains on meanwhile.
+        seconds: to measure for, about.
+
+    Returns:
+        Tokens a second.
+    """
     first, least = (6, 5) if trainer.device.type == "cuda" else (1, 2)
     for _ in range(first):
         trainer.step()
@@ -60,7 +75,16 @@ def training_speed(trainer: Trainer, seconds: float) -> float:
 
 
 def validation_seconds(config: Config, model: LanguageModel, corpus: Corpus) -> float:
-    """Of one validation while training, when what is captured has been."""
+    """What one validation while training takes, once what is captured has been.
+
+    Args:
+        config: its streams and precision.
+        model: on its device.
+        corpus: its validation text is scored.
+
+    Returns:
+        Seconds.
+    """
     valid, eos_id = corpus.splits["valid"], corpus.tokenizer.eos_id
     streams = min(config.trainer.valid_batch_size, len(valid.ids))
     device, low = model.output_bias.device.type, config.trainer.precision == "bf16"
@@ -74,7 +98,17 @@ def validation_seconds(config: Config, model: LanguageModel, corpus: Corpus) -> 
 
 
 def scoring_seconds(config: Config, model: LanguageModel, corpus: Corpus, tokens: int) -> float:
-    """Of all evaluators on both splits, tuning with them, judged by a text of so many tokens."""
+    """What all evaluators take on both splits, tuning included.
+
+    Args:
+        config: its evaluators.
+        model: on its device.
+        corpus: texts that would be scored.
+        tokens: of the validation text that are scored to judge by.
+
+    Returns:
+        Seconds.
+    """
     total, valid = 0.0, corpus.splits["valid"]
     chosen = config.evaluators.chosen()
     needed = [name for evaluator in chosen.values() for name in evaluator.needs]

@@ -32,7 +32,19 @@ SAMPLED = 40
 
 
 def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> float:
-    """A run, shown where its tracker says and, once it has ended, drawn and printed."""
+    """A run, shown where its tracker says and, once it has ended, drawn and printed.
+
+    Args:
+        config: validated.
+        folder: of the run, the config in it.
+        overrides: of the command line, which name the run.
+
+    Returns:
+        Its objective, see `reports.table.objective`.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
     from mogrifier_lm.reports.plots import plot_curves
     from mogrifier_lm.runs.run import run
 
@@ -69,7 +81,16 @@ def tracked_run(config: Config, folder: RunFolder, overrides: Sequence[str]) -> 
 
 
 def sampled(model: "LanguageModel", tokenizer: "Tokenizer", number: int) -> list[str]:
-    """Texts that a model writes with the weights that it has; always by the same draws."""
+    """Texts that a model writes with the weights that it has; always by the same draws.
+
+    Args:
+        model: left as it is.
+        tokenizer: of the model.
+        number: of texts.
+
+    Returns:
+        The texts, or the one reason why it writes none.
+    """
     from mogrifier_lm.data import UNK
     from mogrifier_lm.inference.generate import Sampling, sample
 

@@ -18,7 +18,16 @@ log = logging.getLogger(__name__)
 
 
 def sentence_sums(values_N: np.ndarray, ids: np.ndarray, eos_id: int) -> np.ndarray:
-    """Sums [S] over each sentence, its <eos> included, of a value for each token."""
+    """Add up what tokens have, sentence by sentence.
+
+    Args:
+        values_N: a value for each token, such as nats.
+        ids: [N] the tokens.
+        eos_id: that ends a sentence, and belongs to it.
+
+    Returns:
+        [S] sums; what stands behind the last <eos> counts to its sentence.
+    """
     ends = np.flatnonzero(ids == eos_id)
     return np.add.reduceat(values_N, np.concatenate([[0], ends[:-1] + 1]))[: len(ends)]
 

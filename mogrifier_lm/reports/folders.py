@@ -126,6 +126,7 @@ def _is_on_a_cluster(folder: Path) -> bool:
 
 
 def completed(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have their results."""
     return [run for run in runs if run.status == Status.COMPLETED]
 
 
@@ -136,6 +137,7 @@ def evaluators(runs: Sequence[Run]) -> list[str]:
 
 
 def overridden(runs: Sequence[Run]) -> list[str]:
+    """The keys that some run was started with, in their order; not the seed."""
     return list(dict.fromkeys(key for run in runs for key in run.overrides if key != "seed"))
 
 
@@ -210,4 +212,5 @@ def progress(runs: Sequence[Run], grid: Sequence[Mapping[str, str]], began: floa
 
 
 def about(seconds: float) -> str:
+    """A time for people, in minutes or seconds."""
     return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"

@@ -35,7 +35,15 @@ def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def page(runs: Runs, title: str) -> str:
-    """The page; it asks for no other file and no network."""
+    """The report of runs as one page of HTML that asks for no other file and no network.
+
+    Args:
+        runs: of a sweep, a search, or single ones.
+        title: of the page.
+
+    Returns:
+        HTML; without matplotlib, without its drawings.
+    """
     draws: list[Callable[[Runs, IO[str]], bool]] = [plot_sweep, plot_curves_of]
     if runs.study:
         body = _table("Trials, best first", trial_table(runs))

@@ -35,7 +35,15 @@ def pyplot() -> Any:
 
 
 def look(i: int, n: int) -> dict[str, Any]:
-    """Colour and marker of line i of n: they differ in lightness and shape, without colour too."""
+    """Colour and marker of a line, told from others without colour too, by lightness and shape.
+
+    Args:
+        i: which line, from 0.
+        n: of how many.
+
+    Returns:
+        Keyword arguments of matplotlib's `plot`.
+    """
     shade = 0.85 * i / max(1, n - 1)
     return {"color": pyplot().get_cmap("viridis")(shade), "marker": "osD^vPX*"[i % 8]}
 

@@ -26,7 +26,12 @@ from mogrifier_lm.terminal import plain
 
 
 def markdown(runs: Runs, plots: bool = True) -> str:
-    """sweep.md; `plots`: whether the images that it shows are drawn."""
+    """What sweep.md holds.
+
+    Args:
+        runs: of the sweep or search.
+        plots: whether the images that it shows are drawn.
+    """
     search = runs.study is not None
     table = trial_table(runs) if search else group_table(runs)
     text = f"# {'Search' if search else 'Sweep'}\n\n{markdown_text(headline(runs))}\n\n"

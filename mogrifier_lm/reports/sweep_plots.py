@@ -137,7 +137,15 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
 
 
 def plot_curves_of(runs: Runs, file: Path | IO[str]) -> bool:
-    """Draw validation perplexity over training tokens, a line per run; False if there is none."""
+    """Draw validation perplexity over training tokens, a line per run.
+
+    Args:
+        runs: those without a validation are left out.
+        file: a path, or a stream that gets svg.
+
+    Returns:
+        False, with nothing drawn, where no run has been validated.
+    """
     curves: dict[str, list[list[dict[str, float]]]] = {}
     search = runs.study is not None
     for run in runs:

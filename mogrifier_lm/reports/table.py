@@ -65,7 +65,15 @@ def objective(summary: Mapping[str, Any]) -> float:
 
 
 def final_table(summary: Mapping[str, Any], run_dir: Path) -> str:
-    """summary.json as a person reads it: perplexities, size, speed, where the files are."""
+    """What a run prints at its end: perplexities, size, speed, where the files are.
+
+    Args:
+        summary: what summary.json holds.
+        run_dir: as it is to be shown.
+
+    Returns:
+        Lines with an empty one before and after.
+    """
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     facts = {
         "parameters": f"{summary['params']:,}",

@@ -68,6 +68,7 @@ def importances(runs: Runs) -> dict[str, float]:
 
 
 def importance_table(runs: Runs) -> list[dict[str, str]]:
+    """A row per key with its importance, as in `importances`, the largest first."""
     return [{"key": k, "importance": f"{v:.2f}"} for k, v in importances(runs).items()]
 
 
@@ -86,7 +87,15 @@ def trial_table(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 
 def plot_importances(runs: Runs, file: Path | IO[str]) -> bool:
-    """Draw the importances as bars; False where there are none."""
+    """Draw the importances as bars.
+
+    Args:
+        runs: of a search.
+        file: a path, or a stream that gets svg.
+
+    Returns:
+        False, with nothing drawn, where there are none.
+    """
     shares = importances(runs)
     if not shares:
         return False
@@ -100,7 +109,17 @@ def plot_importances(runs: Runs, file: Path | IO[str]) -> bool:
 
 
 def plot_trials(runs: Sequence[Run], file: Path | IO[str]) -> bool:
-    """Draw validation perplexity against each key, of pruned runs the best they had come to."""
+    """Draw validation perplexity against each key, of pruned runs the best they had come to.
+
+    Optuna's own slices show completed trials alone and tell them apart by shades of one colour.
+
+    Args:
+        runs: of a search.
+        file: a path, or a stream that gets svg.
+
+    Returns:
+        False, with nothing drawn, where no run has been scored or no key varies.
+    """
     keys, names, scored = swept(runs), evaluators(runs), completed(runs)
     if not names or not keys:
         return False

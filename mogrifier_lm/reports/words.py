@@ -37,7 +37,16 @@ class WordNats:
 
 
 def per_word(tokenizer: Tokenizer, ids: np.ndarray, nats: np.ndarray) -> np.ndarray:
-    """Sums [W] of token nats [N] over the tokens of each word."""
+    """Add up nats word by word.
+
+    Args:
+        tokenizer: says which tokens begin a word.
+        ids: [N] the tokens; the first begins a word.
+        nats: [N] of each.
+
+    Returns:
+        [W] the sums.
+    """
     return np.add.reduceat(nats, np.flatnonzero(tokenizer.starts[ids]))
 
 
@@ -75,7 +84,13 @@ class Band:
 
 
 def bands(values: np.ndarray, nats: np.ndarray, least: Sequence[int]) -> list[Band]:
-    """Words and summed nats where least[i] <= value < least[i + 1]; empty bands are left out."""
+    """Words and their nats by bands of a value; empty bands are left out.
+
+    Args:
+        values: [W] of each word, whole numbers.
+        nats: [W] of each word.
+        least: rising; band i holds least[i] <= value < least[i + 1], the last has no end.
+    """
     places, found = np.digitize(values, least) - 1, []
     for i, low in enumerate(least):
         inside = places == i
@@ -140,7 +155,13 @@ def words_table(text: WordNats, title: str, min_count: int = 10, rows: int = 15)
 
 
 def plot_words(text: WordNats, title: str, path: Path) -> None:
-    """Draw mean nats by training count and by place, with each band's share of all nats."""
+    """Draw mean nats by training count and by place, with each band's share of all nats.
+
+    Args:
+        text: word by word.
+        title: of the figure.
+        path: of the image.
+    """
     if not can_plot(path.name):
         return
     plt = pyplot()

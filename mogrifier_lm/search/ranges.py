@@ -53,10 +53,20 @@ class Range:
 
     @property
     def extremes(self) -> list[Any]:
+        """The values at which a run is composed to see whether the range may be."""
         return list(self.choices) or [self.low, self.high, *[None] * self.or_null]
 
     def suggest(self, trial: "optuna.Trial", key: str, whole: bool) -> Any:
-        """A value; other than whole numbers have four digits, as a person would write them."""
+        """What a trial takes.
+
+        Args:
+            trial: Optuna's.
+            key: of the config, the parameter's name in the study.
+            whole: numbers are whole; others get four digits, as a person would write them.
+
+        Returns:
+            A number, one of the choices, or None where the range may be null.
+        """
         if self.choices:
             return trial.suggest_categorical(key, self.choices)
         if self.or_null and trial.suggest_categorical(f"{key}=null", (False, True)):
@@ -98,7 +108,7 @@ def read_space(name: str) -> dict[str, Range]:
 
 
 def as_override(key: str, value: Any) -> str:
-    """In Hydra's spelling."""
+    """A key and its value as an override in Hydra's grammar."""
     words = {"None": "null", "True": "true", "False": "false"}
     return f"{key}={words.get(str(value), str(value))}"
 

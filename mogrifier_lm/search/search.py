@@ -93,10 +93,12 @@ class TrialRun:
             )
 
     def stop(self) -> None:
+        """Ask the run to end: it reads the end of its standard input as a signal."""
         assert self.process.stdin
         self.process.stdin.close()
 
     def wait(self) -> None:
+        """Wait until the process has ended; one that does not within END_SECONDS is killed."""
         try:
             self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -91,6 +91,8 @@ def finishes(step: Step, limit: int) -> bool:
 
 
 def recurrence(shape: Shape, device: str, seconds: float, compile_seconds: int) -> Rows:
+    """Rows of one recurrent layer: every backend beside torch's own and compiled loops."""
+
     def build(name: str, precision: str) -> Step | str:
         def step_of(layer: Any, shape: Shape = shape, precision: str = precision) -> Step:
             return layer_step(layer, shape, precision, device)

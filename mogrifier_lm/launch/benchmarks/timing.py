@@ -18,10 +18,12 @@ Rows = list[dict[str, Any]]
 
 
 def autocast(precision: str, device: str) -> torch.autocast:
+    """What a step computes in: bf16 products, or none."""
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def agree(values: list[Tensor], expected: list[Tensor], precision: str) -> bool:
+    """Whether tensors are the expected ones, as far as the precision lets them be."""
     pairs = zip(values, expected, strict=True)
     return all((v - e).norm() <= LARGEST_ERROR[precision] * e.norm() for v, e in pairs)
 
@@ -34,9 +36,20 @@ def measure(
     seconds: float,
     device: str,
 ) -> Rows:
-    """A row for each candidate and precision, the first candidate being the naive one.
+    """Time candidates against each other, in each precision.
 
-    `build` makes a step, or says why there is none, as does its ValueError; "" leaves the row out.
+    Args:
+        build: (candidate, precision) → a step, or why there is none, which its ValueError may say
+            too; "" leaves the row out.
+        candidates: names, the naive one first.
+        tokens: of a step.
+        operations: of its products, for the machine's limit; None: not known.
+        seconds: for all together, about.
+        device: "cpu" or "cuda".
+
+    Returns:
+        A row for each candidate and precision: milliseconds (median), turns, tokens a second, and
+        ratios to the naive candidate and to the limit.
     """
     rows: Rows = []
     steps: dict[tuple[str, str], Step] = {}
@@ -70,6 +83,7 @@ def measure(
 
 
 def table(rows: Rows) -> str:
+    """Rows of `measure` and its like as lines of text."""
     formats = {"ms": ".1f", "tokens/s": ".0f", "x limit": ".2f", "x naive": ".2f"}
     formats |= {"ptb, s": ".1f", "MiB": ".0f", "x less": ".1f"}
     columns = {name: f for name, f in formats.items() if any(name in row for row in rows)}
@@ -93,7 +107,16 @@ def large_product(precision: str, device: str) -> tuple[Step, int]:
 def take_turns(
     steps: dict[tuple[str, str], Step], seconds: float, device: str
 ) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds of each step, over about `seconds` and at least 5 turns."""
+    """Run steps in turns, so that what else the machine does meets all alike.
+
+    Args:
+        steps: name → step.
+        seconds: for all together, about; each has at least 5 turns.
+        device: "cpu" or "cuda".
+
+    Returns:
+        Name → milliseconds of each turn.
+    """
     times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     first = 4 if device == "cuda" else 1  # turns that are not timed: a graph is captured in the 4th
     end = time.perf_counter() + seconds
