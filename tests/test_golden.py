@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mogrifier_lm.data import Streams
-from mogrifier_lm.evaluators import Score
+from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.kernels.recurrence import BACKENDS
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.runs.build import build_model

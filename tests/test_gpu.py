@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mogrifier_lm import regularization
 from mogrifier_lm.data import Streams
-from mogrifier_lm.evaluators import Score
+from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.kernels.recurrence import resolve
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig

@@ -10,7 +10,7 @@ import torch
 
 from mogrifier_lm.config import Config, validate
 from mogrifier_lm.data import ORDERS
-from mogrifier_lm.evaluators import Score
+from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.runs.build import build_model
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training.optim import build_averaging, build_optimizer

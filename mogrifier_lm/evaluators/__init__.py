@@ -12,17 +12,8 @@ from mogrifier_lm.evaluators.cache import Cache, DynamicCache
 from mogrifier_lm.evaluators.dynamic import Dynamic
 from mogrifier_lm.evaluators.mc_dropout import MCDropout
 from mogrifier_lm.evaluators.rounds import Rounds
-from mogrifier_lm.evaluators.score import Score, perplexity
-from mogrifier_lm.evaluators.static import Static, static_nats, static_score
-from mogrifier_lm.evaluators.task import (
-    Evaluation,
-    Evaluator,
-    Result,
-    Task,
-    Text,
-    check_causality,
-    evaluate,
-)
+from mogrifier_lm.evaluators.static import Static
+from mogrifier_lm.evaluators.task import Evaluator
 
 
 @dataclass(kw_only=True)
@@ -39,19 +30,3 @@ class EvaluatorsConfig:
     def chosen(self) -> dict[str, Evaluator]:
         """Those asked for, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
-
-
-__all__ = [
-    "Evaluation",
-    "Evaluator",
-    "EvaluatorsConfig",
-    "Result",
-    "Score",
-    "Task",
-    "Text",
-    "check_causality",
-    "evaluate",
-    "perplexity",
-    "static_nats",
-    "static_score",
-]

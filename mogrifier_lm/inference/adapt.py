@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mogrifier_lm.data import Corpus
 from mogrifier_lm.errors import UserError, one_line
-from mogrifier_lm.evaluators import Task
 from mogrifier_lm.evaluators.dynamic import coefficients, move, root_mean_squares, window_gradients
+from mogrifier_lm.evaluators.task import Task
 from mogrifier_lm.model import LanguageModel, States, restored
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.texts.fetch import fetched_corpus

@@ -11,7 +11,9 @@ import torch
 
 from mogrifier_lm.config import Config
 from mogrifier_lm.data import ORDERS, Corpus
-from mogrifier_lm.evaluators import Score, Task, Text, static_score
+from mogrifier_lm.evaluators.score import Score
+from mogrifier_lm.evaluators.static import static_score
+from mogrifier_lm.evaluators.task import Task, Text
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.runs.build import build_model
 from mogrifier_lm.runs.folder import RunFolder

@@ -16,7 +16,7 @@ from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.launch import provenance
 from mogrifier_lm.machine import PROCESSES
 from mogrifier_lm.reports.table import final_table, objective
-from mogrifier_lm.runs.folder import RunFolder, sweep_name
+from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.terminal import shown
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def warn_of_torch(found: str) -> None:
 def _open_tracker(
     config: Config, folder: RunFolder, overrides: Sequence[str], values: Mapping[str, Any]
 ) -> "Tracker":
-    from mogrifier_lm.tracking.names import cut, short_name, tags, wished
+    from mogrifier_lm.tracking.names import cut, short_name, sweep_name, tags, wished
     from mogrifier_lm.tracking.tracker import build_tracker
     from mogrifier_lm.training import checkpoint
 

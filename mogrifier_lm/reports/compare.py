@@ -9,7 +9,7 @@ import numpy as np
 from mogrifier_lm.config import Config
 from mogrifier_lm.data import UNK, Corpus
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import Result
+from mogrifier_lm.evaluators.task import Result
 from mogrifier_lm.runs.evaluate import SCORED, load, score
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.texts.fetch import fetched_corpus

@@ -6,7 +6,8 @@ from typing import Any
 from mogrifier_lm.config import Config
 from mogrifier_lm.data import Corpus
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import Result, Task, check_causality, evaluate, perplexity
+from mogrifier_lm.evaluators.score import perplexity
+from mogrifier_lm.evaluators.task import Result, Task, check_causality, evaluate
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.runs.build import check_device, saved_corpus, saved_model, use_threads

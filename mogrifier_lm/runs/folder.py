@@ -5,7 +5,6 @@ Every file in it is written whole or not at all, but for the two that grow line 
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -195,10 +194,3 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def sweep_name(folder: Path) -> str:
-    """The folder's name; of one that is named by date and time, both."""
-    folder = folder.resolve()
-    by_time = re.fullmatch(r"\d\d-\d\d-\d\d(_\d+)?", folder.name)
-    return "_".join(folder.parts[-2:]) if by_time else folder.name

@@ -10,7 +10,7 @@ import torch
 from mogrifier_lm.config import Config
 from mogrifier_lm.data import ORDERS, Corpus, Tokenizer
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import static_score
+from mogrifier_lm.evaluators.static import static_score
 from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.runs.build import (

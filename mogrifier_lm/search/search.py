@@ -28,8 +28,9 @@ from mogrifier_lm.machine import lent_cores
 from mogrifier_lm.reports.folders import STUDY, about
 from mogrifier_lm.reports.table import objective
 from mogrifier_lm.reports.trials import NAME, storage
-from mogrifier_lm.runs.folder import RunFolder, Status, locked, sweep_name
+from mogrifier_lm.runs.folder import RunFolder, Status, locked
 from mogrifier_lm.search.ranges import as_override, check, read_space
+from mogrifier_lm.tracking.names import sweep_name
 
 if TYPE_CHECKING:
     import optuna

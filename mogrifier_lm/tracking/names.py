@@ -1,7 +1,9 @@
 """How a run is called in W&B: an override beats W&B's own variables, which beat the default."""
 
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 LONGEST_NAME, LONGEST_TAG = 128, 64
 """Characters that the server takes."""
@@ -24,6 +26,13 @@ def tags(given: Sequence[str], overrides: Sequence[str], names: Sequence[str] = 
 def cut(name: str) -> str:
     """A name as long as it may be, without its beginning: what is swept stands at the end."""
     return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+
+
+def sweep_name(folder: Path) -> str:
+    """The folder's name; of one that is named by date and time, both."""
+    folder = folder.resolve()
+    by_time = re.fullmatch(r"\d\d-\d\d-\d\d(_\d+)?", folder.name)
+    return "_".join(folder.parts[-2:]) if by_time else folder.name
 
 
 def short_name(overrides: Sequence[str]) -> str:

@@ -10,8 +10,8 @@ from mogrifier_lm.files import read_json, write_json
 from mogrifier_lm.reports.folders import Runs, completed, evaluators, mean_sd, number
 from mogrifier_lm.reports.sweep import run_table
 from mogrifier_lm.reports.sweep_plots import series
-from mogrifier_lm.runs.folder import REPORT, RunFolder, Status, sweep_name
-from mogrifier_lm.tracking.names import cut, tags, wished
+from mogrifier_lm.runs.folder import REPORT, RunFolder, Status
+from mogrifier_lm.tracking.names import cut, sweep_name, tags, wished
 from mogrifier_lm.tracking.tracker import build_tracker
 
 

@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogrifier_lm.data import IGNORE, Streams
 from mogrifier_lm.errors import UserError, one_line
-from mogrifier_lm.evaluators import Score, perplexity
+from mogrifier_lm.evaluators.score import Score, perplexity
 from mogrifier_lm.kernels.graphs import Graphed, sent
 from mogrifier_lm.model import LanguageModel, States, copy_values
 from mogrifier_lm.options import RegularizationConfig, TrainerConfig

@@ -12,10 +12,11 @@ from torch.nn.functional import linear
 from mogrifier_lm.cells import CELLS, CellSpec, RecurrentLayer
 from mogrifier_lm.cells.cell import Cell
 from mogrifier_lm.data import Split, Streams
-from mogrifier_lm.evaluators import Score, Task, evaluate
 from mogrifier_lm.evaluators.cache import Cache
 from mogrifier_lm.evaluators.dynamic import Dynamic
+from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.evaluators.static import Static
+from mogrifier_lm.evaluators.task import Task, evaluate
 from mogrifier_lm.kernels.recurrence import Options, State, Weights
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.runs.build import build_model

@@ -9,7 +9,7 @@ import pytest
 
 from mogrifier_lm.data import Corpus, Tokenizer, load_corpus, load_tokenizer
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import Score
+from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.launch.job import run_in
 from mogrifier_lm.options import DataConfig, TokenizerConfig
 from mogrifier_lm.reports.table import score_table

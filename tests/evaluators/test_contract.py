@@ -14,14 +14,8 @@ from torch import Tensor
 from mogrifier_lm.config import validate
 from mogrifier_lm.data import Split
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import (
-    Evaluator,
-    EvaluatorsConfig,
-    Task,
-    Text,
-    check_causality,
-    evaluate,
-)
+from mogrifier_lm.evaluators import EvaluatorsConfig
+from mogrifier_lm.evaluators.task import Evaluator, Task, Text, check_causality, evaluate
 from mogrifier_lm.launch.explain import schema_of
 from mogrifier_lm.model import LanguageModel, States, restored
 from mogrifier_lm.options import ModelConfig, RegularizationConfig

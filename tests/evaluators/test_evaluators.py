@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mogrifier_lm.evaluators import Task, Text, evaluate
 from mogrifier_lm.evaluators.cache import Cache, cache_probabilities
 from mogrifier_lm.evaluators.dynamic import Dynamic
+from mogrifier_lm.evaluators.task import Task, Text, evaluate
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig
 from mogrifier_lm.regularization import draw_masks, scaled

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mogrifier_lm.data import Split
-from mogrifier_lm.evaluators import Task, evaluate
+from mogrifier_lm.evaluators.task import Task, evaluate
 from mogrifier_lm.options import ModelConfig, RegularizationConfig
 from tests.conftest import ROOT
 from tests.evaluators.test_contract import EVALUATORS, SETTINGS

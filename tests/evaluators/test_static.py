@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mogrifier_lm.data import Split
-from mogrifier_lm.evaluators import Score, Task, Text, evaluate, static_nats
-from mogrifier_lm.evaluators.static import Static
+from mogrifier_lm.evaluators.score import Score
+from mogrifier_lm.evaluators.static import Static, static_nats
+from mogrifier_lm.evaluators.task import Task, Text, evaluate
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import ModelConfig
 from mogrifier_lm.runs.build import build_model

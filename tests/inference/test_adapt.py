@@ -9,8 +9,8 @@ import torch
 
 from mogrifier_lm import load_model
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import Dynamic, Task, Text
-from mogrifier_lm.evaluators.dynamic import root_mean_squares
+from mogrifier_lm.evaluators.dynamic import Dynamic, root_mean_squares
+from mogrifier_lm.evaluators.task import Task, Text
 from mogrifier_lm.inference.adapt import UNTUNED, _coded, _decoded
 from mogrifier_lm.inference.trained import TrainedModel
 from mogrifier_lm.launch.commands.export import main as export

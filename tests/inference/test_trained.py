@@ -16,7 +16,7 @@ from mogrifier_lm.data import Tokenizer
 from mogrifier_lm.data.subwords import SentencePieceTokenizer
 from mogrifier_lm.data.tokenizer import CharTokenizer
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import static_nats
+from mogrifier_lm.evaluators.static import static_nats
 from mogrifier_lm.inference.counts import read_counts, training_counts, write_counts
 from mogrifier_lm.inference.gates import gates
 from mogrifier_lm.inference.lines import Line, read_tsv

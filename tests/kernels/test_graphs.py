@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mogrifier_lm.data import Streams
-from mogrifier_lm.evaluators import Score
+from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.kernels import graphs
 from mogrifier_lm.kernels.graphs import Graphed
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import Score
+from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.training import checkpoint
 from mogrifier_lm.training.trainer import Trainer

@@ -16,7 +16,7 @@ import torch
 from mogrifier_lm import terminal
 from mogrifier_lm.data import ORDERS
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.evaluators import Score
+from mogrifier_lm.evaluators.score import Score
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import ModelConfig, OptimizerConfig, RegularizationConfig, TrainerConfig
 from mogrifier_lm.regularization import draw_masks

@@ -15,8 +15,9 @@ from torch.nn.functional import cross_entropy, linear
 
 from mogrifier_lm.config import validate
 from mogrifier_lm.data import IGNORE, Split
-from mogrifier_lm.evaluators import Task, Text, static_nats
 from mogrifier_lm.evaluators.dynamic import Dynamic
+from mogrifier_lm.evaluators.static import static_nats
+from mogrifier_lm.evaluators.task import Task, Text
 from mogrifier_lm.kernels import cross_entropy as output_layer
 from mogrifier_lm.kernels.recurrence import BACKENDS, resolve
 from mogrifier_lm.launch.benchmarks.layers import Shape

@@ -123,7 +123,7 @@ def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> N
     """Tables and a plot of a split of the run's text."""
     from mogrifier_lm import load_model
     from mogrifier_lm.data import SPLITS
-    from mogrifier_lm.evaluators import static_nats
+    from mogrifier_lm.evaluators.static import static_nats
     from mogrifier_lm.inference.counts import training_counts
     from mogrifier_lm.reports.words import plot_words, word_nats, words_table
     from mogrifier_lm.runs.folder import RunFolder, check_inside
