@@ -188,16 +188,15 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
 
 
 def check_run(arguments: Sequence[str]) -> None:
-    """Refuse a command before Hydra makes a folder for its run.
-
-    Raises:
-        UserError: as `check_command`, and of a run that begins as `validate`.
-    """
+    """Refuse a command, and a run that begins as `validate` does, before it has a folder."""
     check_command(arguments)
-    if not any(argument.startswith("-") for argument in arguments):
-        node, own = _composed(arguments)
-        if own.mode != RunMode.MULTIRUN and not node.resume:
-            validate(node)
+    if any(argument.startswith("-") for argument in arguments):
+        return
+    parser = OverridesParser.create()
+    single = [a for a in arguments if not parser.parse_override(a).is_sweep_override()]
+    node, own = _composed(single)
+    if own.mode != RunMode.MULTIRUN and not node.resume:
+        validate(node if single == list(arguments) else compose(arguments))
 
 
 def kept_by_recipe(node: DictConfig, overrides: Sequence[str]) -> list[str]:

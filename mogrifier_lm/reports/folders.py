@@ -81,7 +81,8 @@ def read_runs(folders: Sequence[Path]) -> Runs:
         if not _is_on_a_cluster(folder):
             for run in read:
                 (begins, ends), others = run.at_work, (r.at_work for r in read if r is not run)
-                run.beside = sum(start < ends and begins < end for start, end in others)
+                # By more than a second, to which starts are known.
+                run.beside = sum(start + 1 < ends and begins + 1 < end for start, end in others)
         runs |= {run.folder.path.resolve(): run for run in read}
     return Runs(runs.values())
 

@@ -45,8 +45,9 @@ def run_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for name in evaluators(runs):
             ppls = {f"{split}/{name}/ppl": run.ppl(split, name) for split in ("valid", "test")}
             row |= {key: "" if math.isnan(ppl) else ppl for key, ppl in ppls.items()}
-        row["tokens_per_second"] = run.summary.get("tokens_per_second", "")
-        rows.append(row | {"runs_beside": run.beside})
+        rows.append(row | {"tokens_per_second": run.summary.get("tokens_per_second", "")})
+    if any(run.beside for run in runs):
+        rows = [row | {"runs_beside": run.beside} for row, run in zip(rows, runs, strict=True)]
     return rows
 
 

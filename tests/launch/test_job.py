@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from mogrifier_lm.config import save_config, validate
+from mogrifier_lm.launch.explain import EXPECTED, explain
+from mogrifier_lm.launch.job import check_run
+from mogrifier_lm.launch.overrides import as_meant
 from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.runs.folder import RunFolder
 from mogrifier_lm.tracking.tracker import Tracker
@@ -73,3 +76,31 @@ def test_a_run_says_what_stays_of_its_recipe(small: list[str], tmp_path: Path) -
     assert "optimizer=sgd: averaging=two_tailed stay" in said
     assert " lstm rounds 0, 2 x 12" in said
     assert json.loads((tmp_path / "run/summary.json").read_text())["rounds"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["sweep=rounds", "model.rounds=0,2", "seed=1,2"], None),
+        (["hydra.mode=MULTIRUN", "trainer.bptt=0,5"], None),
+        (["-m", "trainer.bptt=0"], None),
+        (["sweep=rounds", "trainer.bptt=0"], None),  # each run of a sweep says it
+        (["resume=somewhere", "trainer.max_steps=3"], None),
+        (["model.rounds=0,2"], "Ambiguous value for argument 'model.rounds=0,2'"),
+        (["trainer.bptt=0"], "trainer.bptt is 0"),
+        (["experiment=ptb_small", "optimizer.lr=-1"], "optimizer.lr is -1"),
+        (["data.dir=a=b(c"], "data.dir with data=synthetic"),
+    ],
+)
+def test_a_single_run_is_checked_before_it_has_a_folder(
+    arguments: list[str], told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [as_meant(argument) for argument in arguments]
+    if told is None:
+        check_run(arguments)
+    else:
+        with pytest.raises(EXPECTED) as error:
+            check_run(arguments)
+        assert told in explain(error.value)
+    assert not [*tmp_path.iterdir()]

@@ -161,7 +161,7 @@ from mogrifier_lm.launch import cli
 class Model: pass
 models = []
 
-def run(config, folder, open_tracker):
+def run(config, folder, *others):
     gc.collect()
     assert all(model() is None for model in models), "the model of a failed run is still there"
     model = Model()
