@@ -12,7 +12,8 @@ Shape legend: N targets, M components of the mixture (1 without one), E features
 
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,30 @@ from mogrifier_lm.kernels.precision import product_dtype, without_autocast
 
 # Passes over a chunk's logits [C, V]: (logits, targets [C], nats [C], gradient) -> None.
 Softmax = Callable[[Tensor, Tensor, Tensor, bool], None]
+
+
+class Layer(Protocol):
+    """The output layer over one chunk of rows after the other."""
+
+    chunk: int  # rows at most
+
+    def nats(self, h_CK: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bool) -> None:
+        """Write -ln p of the targets; with `gradient`, `gradients` may follow."""
+
+    def gradients(
+        self, grad_h_CK: Tensor | None, kept_CK: Tensor, grad_w_VK: Tensor | None, add: bool
+    ) -> None:
+        """Write (or add to the weight's) gradients of the nats of the chunk before.
+
+        Args:
+            grad_h_CK: of the hidden vectors, beyond E of anything finite.
+            kept_CK: the hidden vectors, each times what its row counts for the weight.
+            grad_w_VK: of the weight and, beside it, the bias.
+            add: to `grad_w_VK`.
+        """
+
+
+MakeLayer = Callable[[Tensor, Tensor | None, torch.dtype], Layer]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -48,7 +73,7 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def _scratch(use: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def scratch(use: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[rows, columns] to write to until the next call for the same use.
 
     On a CPU the memory is kept from call to call. Got anew each time, tens of MB between the small
@@ -64,7 +89,7 @@ def _scratch(use: str, rows: int, columns: int, dtype: torch.dtype, device: torc
 
 
 def _append(
-    matrix: Tensor, column: Tensor | float, dtype: torch.dtype, scratch: bool = False
+    matrix: Tensor, column: Tensor | float, dtype: torch.dtype, keep: bool = False
 ) -> Tensor:
     """[matrix, column, zeros]: the bias rides in the products, whose rows fill cache lines.
 
@@ -73,8 +98,8 @@ def _append(
     rows, features = matrix.shape
     align = 64 // dtype.itemsize
     width = -(-(features + 1) // align) * align
-    if scratch:
-        padded = _scratch("weight", rows, width, dtype, matrix.device)
+    if keep:
+        padded = scratch("weight", rows, width, dtype, matrix.device)
     else:
         padded = matrix.new_empty(rows, width, dtype=dtype)
     padded[:, :features] = matrix
@@ -110,15 +135,53 @@ def softmax(logits_CV: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bool
             logits_RV.copy_(p_RV)
 
 
+class Library:
+    """Products by torch's libraries, a softmax of its rows between them."""
+
+    def __init__(
+        self, softmax: Softmax, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        self.softmax = softmax
+        self.w_VK = _append(weight, 0 if bias is None else bias, dtype, keep=True)
+        self.chunk = _chunk_rows(weight.device, dtype, len(weight))
+
+    def nats(self, h_CK: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bool) -> None:
+        rows, V = len(h_CK), len(self.w_VK)
+        # Others than torch's take whole vectors, and torch's bf16 products read (and ignore) their
+        # end.
+        width = V if self.softmax is softmax else -(-V // 16) * 16
+        self.logits_CV = scratch("logits", rows, width, h_CK.dtype, h_CK.device)[:, :V]
+        torch.mm(h_CK, self.w_VK.T, out=self.logits_CV)
+        self.softmax(self.logits_CV, targets_C, nats_C, gradient)
+
+    def gradients(
+        self, grad_h_CK: Tensor | None, kept_CK: Tensor, grad_w_VK: Tensor | None, add: bool
+    ) -> None:
+        gradient_CV = self.logits_CV
+        if grad_h_CK is not None:
+            torch.mm(gradient_CV, self.w_VK, out=grad_h_CK)
+        if grad_w_VK is None:
+            return
+        if grad_w_VK.dtype != kept_CK.dtype:
+            product_VK = gradient_CV.T @ kept_CK
+            grad_w_VK.add_(product_VK) if add else grad_w_VK.copy_(product_VK)
+        elif add:
+            grad_w_VK.addmm_(gradient_CV.T, kept_CK)
+        else:
+            torch.mm(gradient_CV.T, kept_CK, out=grad_w_VK)
+
+
+_BY_LIBRARY = partial(Library, softmax)
+
+
 class _Problem(NamedTuple):
-    """What the chunks are cut from, and how their softmax is taken."""
+    """What the chunks are cut from, and what runs over them."""
 
     h_NK: Tensor
-    w_VK: Tensor
     targets: Tensor
     log_prior: Tensor | None
     ignore_index: int
-    softmax: Softmax
+    layer: Layer
 
     @property
     def mixture(self) -> int:
@@ -172,7 +235,7 @@ def _problem(
     targets: Tensor,
     log_prior: Tensor | None,
     ignore_index: int,
-    softmax: Softmax,
+    make: MakeLayer,
     dtype: torch.dtype | None,
 ) -> _Problem:
     _check(hidden, weight, bias, targets, log_prior)
@@ -186,40 +249,32 @@ def _problem(
     if dtype is None:
         dtype = product_dtype(hidden.device.type, torch.promote_types(hidden.dtype, weight.dtype))
     h_NK = _append(hidden, 1, dtype)
-    w_VK = _append(weight, 0 if bias is None else bias, dtype, scratch=True)
-    return _Problem(h_NK, w_VK, targets, log_prior, ignore_index, softmax)
+    return _Problem(h_NK, targets, log_prior, ignore_index, make(weight, bias, dtype))
 
 
 def _run(
-    p: _Problem, use_gradient: Callable[[slice, Tensor, Tensor | None], None] | None
+    p: _Problem, use_gradient: Callable[[slice, Tensor | None], None] | None
 ) -> tuple[Tensor, Tensor | None]:
     """-ln p of each target [N], 0 where ignored, and the components' posteriors [N, M].
 
-    Hands each chunk's d nats / d logits on, but for the factor of each row that stands beside it,
-    its posterior (None: all 1). Rows whose target is ignored are handed on with a gradient that is
-    to be disregarded.
+    Calls back when the layer has a chunk's gradients, with the rows and the factor of each, its
+    posterior (None: all 1). Those of a row whose target is ignored are to be disregarded.
     """
-    h_NK, mixture, V = p.h_NK, p.mixture, len(p.w_VK)
-    dtype, device = h_NK.dtype, h_NK.device
-    joint_NM = None if p.log_prior is None else p.log_prior.to(_wide(dtype), copy=True)
-    nats_N = h_NK.new_empty(len(h_NK), dtype=_wide(dtype))
+    h_NK, mixture = p.h_NK, p.mixture
+    joint_NM = None if p.log_prior is None else p.log_prior.to(_wide(h_NK.dtype), copy=True)
+    nats_N = h_NK.new_empty(len(h_NK), dtype=_wide(h_NK.dtype))
     targets_N = p.targets.masked_fill(p.ignored, 0).repeat_interleave(mixture)
-    chunk = max(_chunk_rows(device, dtype, V) // mixture, 1) * mixture
-    # Others than torch's take whole vectors, and torch's bf16 products read (and ignore) their end.
-    width = V if p.softmax is softmax else -(-V // 16) * 16
-    buffer = _scratch("logits", min(chunk, len(h_NK)), width, dtype, device)
+    chunk = max(p.layer.chunk // mixture, 1) * mixture
     for start in range(0, len(h_NK), chunk):
         rows = slice(start, min(start + chunk, len(h_NK)))
-        logits_CV = buffer[: rows.stop - start, :V]
-        torch.mm(h_NK[rows], p.w_VK.T, out=logits_CV)
-        p.softmax(logits_CV, targets_N[rows], nats_N[rows], use_gradient is not None)
+        p.layer.nats(h_NK[rows], targets_N[rows], nats_N[rows], use_gradient is not None)
         posterior_C1 = None
         if joint_NM is not None:
             places = slice(rows.start // mixture, rows.stop // mixture)
             joint_NM[places] -= nats_N[rows].view(-1, mixture)
             posterior_C1 = joint_NM[places].softmax(1).view(-1, 1)
         if use_gradient is not None:
-            use_gradient(rows, logits_CV, posterior_C1)
+            use_gradient(rows, posterior_C1)
     if joint_NM is None:
         return nats_N.masked_fill_(p.ignored, 0), None
     return (-joint_NM.logsumexp(1)).masked_fill_(p.ignored, 0), joint_NM.softmax(1)
@@ -235,34 +290,27 @@ class _Loss(torch.autograd.Function):
         log_prior: Tensor | None,
         *others: Any,
     ) -> Tensor:
-        targets, ignore_index, softmax, dtype = others
-        p = _problem(hidden, weight, bias, targets, log_prior, ignore_index, softmax, dtype)
-        h_NK, w_VK, dtype = p.h_NK, p.w_VK, p.h_NK.dtype
+        targets, ignore_index, make, dtype = others
+        p = _problem(hidden, weight, bias, targets, log_prior, ignore_index, make, dtype)
+        h_NK, dtype = p.h_NK, p.h_NK.dtype
         needs_h, needs_w, needs_b, *_ = ctx.needs_input_grad
         ignored_N1 = p.ignored.repeat_interleave(p.mixture).unsqueeze(1)
         kept_NK = h_NK.masked_fill(ignored_N1, 0)
         grad_h_NK = torch.empty_like(h_NK) if needs_h else None
-        grad_w_VK = torch.empty_like(w_VK, dtype=_wide(dtype)) if needs_w or needs_b else None
-        if grad_w_VK is not None and len(h_NK) == 0:
-            grad_w_VK.zero_()
+        grad_w_VK = None
+        if needs_w or needs_b:
+            grad_w_VK = h_NK.new_empty(len(weight), h_NK.shape[1], dtype=_wide(dtype))
+            if len(h_NK) == 0:
+                grad_w_VK.zero_()
 
-        def use_gradient(rows: slice, gradient_CV: Tensor, posterior_C1: Tensor | None) -> None:
-            if grad_h_NK is not None:
-                torch.mm(gradient_CV, w_VK, out=grad_h_NK[rows])
+        def use_gradient(rows: slice, posterior_C1: Tensor | None) -> None:
+            grad_h_CK = None if grad_h_NK is None else grad_h_NK[rows]
             kept_CK = kept_NK[rows]
             if posterior_C1 is not None:  # not on the logits, which are the widest
-                if grad_h_NK is not None:
-                    grad_h_NK[rows] *= posterior_C1
                 kept_CK = (kept_CK * posterior_C1).to(dtype)
-            if grad_w_VK is None:
-                return
-            if grad_w_VK.dtype != dtype:
-                product_VK = gradient_CV.T @ kept_CK
-                grad_w_VK.copy_(product_VK) if rows.start == 0 else grad_w_VK.add_(product_VK)
-            elif rows.start == 0:
-                torch.mm(gradient_CV.T, kept_CK, out=grad_w_VK)
-            else:
-                grad_w_VK.addmm_(gradient_CV.T, kept_CK)
+            p.layer.gradients(grad_h_CK, kept_CK, grad_w_VK, add=rows.start > 0)
+            if grad_h_CK is not None and posterior_C1 is not None:
+                grad_h_CK *= posterior_C1
 
         with without_autocast(hidden.device.type):
             needed = needs_h or needs_w or needs_b
@@ -297,20 +345,20 @@ def loss(
     targets: Tensor,
     log_prior: Tensor | None,
     ignore_index: int,
-    softmax: Softmax = softmax,
+    make: MakeLayer = _BY_LIBRARY,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As `reference.loss`, in chunks.
 
     Args:
         hidden, weight, bias, targets, log_prior, ignore_index: as there.
-        softmax: the passes over a chunk's logits.
+        make: the layer that runs over the chunks, of the weight, the bias and `dtype`.
         dtype: of the operands of products; None: autocast's or their own.
     """
     if not torch.is_grad_enabled():
-        terms = _nats(hidden, weight, bias, targets, log_prior, ignore_index, softmax, dtype)
+        terms = _nats(hidden, weight, bias, targets, log_prior, ignore_index, make, dtype)
         return terms.sum()
-    others = (targets, ignore_index, softmax, dtype)
+    others = (targets, ignore_index, make, dtype)
     nats: Tensor = _Loss.apply(hidden, weight, bias, log_prior, *others)  # type: ignore[no-untyped-call]
     return nats
 
@@ -323,11 +371,11 @@ def token_nats(
     targets: Tensor,
     log_prior: Tensor | None,
     ignore_index: int,
-    softmax: Softmax = softmax,
+    make: MakeLayer = _BY_LIBRARY,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As `reference.token_nats`, in chunks; further arguments as `loss` has them."""
-    terms = _nats(hidden, weight, bias, targets, log_prior, ignore_index, softmax, dtype)
+    terms = _nats(hidden, weight, bias, targets, log_prior, ignore_index, make, dtype)
     return terms.float()
 
 

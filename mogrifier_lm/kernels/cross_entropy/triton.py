@@ -1,5 +1,6 @@
 """The chunked loss with its passes over the logits in Triton: one kernel for a chunk."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ def softmax(logits_CV: Tensor, targets_C: Tensor, nats_C: Tensor, gradient: bool
             triton_kernel.softmax[(rows,)](*arguments, **constants)
 
 
+LAYER = partial(chunked.Library, softmax)
+
+
 def loss(
     hidden: Tensor,
     weight: Tensor,
@@ -35,7 +39,7 @@ def loss(
         ValueError: a device or dtype that this backend does not have.
     """
     _check(hidden, weight)
-    return chunked.loss(hidden, weight, bias, targets, log_prior, ignore_index, softmax)
+    return chunked.loss(hidden, weight, bias, targets, log_prior, ignore_index, LAYER)
 
 
 def token_nats(
@@ -48,7 +52,7 @@ def token_nats(
 ) -> Tensor:
     """As `reference.token_nats`; raises as `loss` does."""
     _check(hidden, weight)
-    return chunked.token_nats(hidden, weight, bias, targets, log_prior, ignore_index, softmax)
+    return chunked.token_nats(hidden, weight, bias, targets, log_prior, ignore_index, LAYER)
 
 
 def _check(hidden: Tensor, weight: Tensor) -> None:
