@@ -77,8 +77,8 @@ def _check_value(value: Any, where: str, values: Interval | Collection[str] | No
         must = values.missed(value)
     elif values and value not in values:
         must = f"one of {', '.join(values)}"
-    elif isinstance(value, str) and plain(value) != value.replace("\n", ""):
-        must = "printable text in one line"
+    elif isinstance(value, str) and ("${" in value or plain(value) != value.replace("\n", "")):
+        must = "printable text in one line, without ${"
     if must:
         raise UserError(f"{where} is {value!r}, it must be {must}")
 

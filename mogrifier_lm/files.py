@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.terminal import shown
+from mogrifier_lm.terminal import plain, shown
 
 MAX_JSON = 2**25  # bytes: a vocabulary of a million words is half of it
 ORPHANS = ".*.tmp"
@@ -53,13 +53,13 @@ def replacing(path: Path) -> Iterator[Path]:
             if not new.exists():
                 return
             for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
-                _flush(file)
+                flush(file)
             try:
                 os.replace(new, path)
             except OSError:
                 if not (new.is_dir() and path.is_dir()):
                     raise
-            _flush(path.parent)
+            flush(path.parent)
     finally:
         _remove(new)
 
@@ -86,7 +86,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -133,22 +133,42 @@ def read_text(path: Path, most: int) -> str:
     return raw.decode()
 
 
-def read_json(path: Path, required: bool = False) -> dict[str, Any]:
+def parse_json(text: str | bytes) -> Any:
+    """As `json.loads`; an integer that no 64 bits hold is a float, whose digits have an end."""
+    return json.loads(text, parse_int=lambda x: int(x) if len(x) < 20 else float(x))
+
+
+def read_json(path: Path, shape: Any = dict, required: bool = False) -> dict[str, Any]:
     """The object in a file; {} where there is no file.
+
+    Args:
+        path: of the file.
+        shape: what must be in it: a type, an object of shapes, or a pair of what it is if it is no
+            object and if it is one; {"a": int, "b": {str: list}} has an integer a, and b, an
+            object of lists. What else is there may be anything.
+        required: that there is a file.
 
     Raises:
         UserError: it is damaged, holds something else, or is `required` and not there.
     """
-    try:
-        values = json.loads(read_text(path, MAX_JSON))
-        if not isinstance(values, dict):
-            raise UserError(f"{path} is damaged: it does not hold an object")
-    except FileNotFoundError:
-        if required:
-            raise UserError(f"no {path.name} in {path.parent}, so it is not a whole run") from None
+    if not (required or path.is_file()):
         return {}
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
+    try:
+        values: dict[str, Any] = parse_json(read_text(path, MAX_JSON))
+    except FileNotFoundError:
+        raise UserError(f"no {path.name} in {path.parent}, so it is not a whole run") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+    check_shape(values, shape, path)
     return values
+
+
+def check_shape(value: Any, shape: Any, path: Path, name: str = "") -> None:
+    """Raises `UserError` where what a file holds has not the shape, see `read_json`."""
+    if isinstance(shape, tuple):
+        shape = shape[isinstance(value, dict)]
+    if isinstance(shape, dict) and isinstance(value, dict):
+        for key in value if str in shape else shape:
+            check_shape(value.get(key), shape.get(str, shape.get(key)), path, f"{name}.{key}")
+    elif isinstance(shape, dict) or not isinstance(value, shape):
+        raise UserError(f"{path} is damaged: {plain(name[1:]) or 'it'} is not what a run writes")

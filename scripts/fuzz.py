@@ -2,7 +2,7 @@
 
     python scripts/fuzz.py                          # 200 cases, of which a fifth trains or loads
     python scripts/fuzz.py cases=10000 seed=7       # hours of one core
-    python scripts/fuzz.py only=1234 seed=7         # one case again, with all that it says
+    python scripts/fuzz.py first=1234 cases=1 seed=7    # one of them again
 
 A case is made from its number and the seed alone. It passes where it ends by itself, with a finite
 result or with one line for the user: no traceback, no crash, no more than 20 s, no more than 1 GB
@@ -368,7 +368,7 @@ def prepare(home: Path) -> None:
     write_json(RunFolder(home / "sweep/0").overrides, {"model.rounds": "5", "seed": "1"})
 
 
-def main(*, cases: int = 200, seed: int = 1, only: int = -1) -> None:
+def main(*, cases: int = 200, seed: int = 1, first: int = 0) -> None:
     failures, counts, began = [], Counter[str](), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -376,7 +376,7 @@ def main(*, cases: int = 200, seed: int = 1, only: int = -1) -> None:
         setup.start()
         setup.join()
         child = Child(seed, home)
-        for number in range(cases) if only < 0 else [only]:
+        for number in range(first, first + cases):
             if (done := child.does(number)) is None:
                 child.end()
                 child = Child(seed, home)

@@ -131,6 +131,16 @@ def test_a_number_that_means_nothing_is_refused(override: str) -> None:
         validate(compose_config(["evaluators=[static,dynamic]", override]))
 
 
+@pytest.mark.parametrize(
+    "override",
+    [r"tracker.run_name=\${trainer.bptt}", r"tracker.group='of \${oc.env:HOME}'",
+     r"tracker.tags=[good,'a\${b']", r"data.dir='texts/\${now}'"],
+)  # fmt: skip
+def test_what_a_saved_config_could_not_hold_is_refused_at_the_start(override: str) -> None:
+    with pytest.raises(UserError, match=r"it must be printable text in one line, without \$\{"):
+        validate(compose_config([override]))
+
+
 def test_default_config_is_valid_and_round_trips(tmp_path: Path) -> None:
     config = validate(compose_config())
     save_config(config, tmp_path / "config.yaml")

@@ -23,6 +23,7 @@ from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.explain import EXPECTED, explain, is_of_composing, of_launcher
 from mogrifier_lm.launch.job import check_run, train_job
 from mogrifier_lm.launch.overrides import as_meant
+from mogrifier_lm.launch.signals import end_with_workers
 from mogrifier_lm.machine import RANK
 from mogrifier_lm.terminal import plain
 
@@ -74,6 +75,7 @@ def train() -> None:
     def run() -> None:
         try:
             check_run(sys.argv[1:])
+            end_with_workers()
             main(train_job)()
         except Exception:
             if RANK:  # where the first has failed too, torchrun ends this one meanwhile

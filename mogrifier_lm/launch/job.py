@@ -104,21 +104,21 @@ def job_dir(sweep_dir: str, num: int, overrides: Sequence[str]) -> str:
     """The folder, inside its sweep's, of the job with these overrides.
 
     It is the one that an earlier part of the sweep has begun with them, so that the same command,
-    or one with more values, goes on with what is there; else `num`, or the next number free.
+    or one with more values, goes on with what is there; else `num`, or the next without a run.
     """
     wanted = as_values(overrides)
-    for folder in map(RunFolder, Path(sweep_dir).glob("*/")):
-        try:
-            if folder.overrides.is_file() and read_json(folder.overrides) == wanted:
-                return folder.path.name
-        except UserError as error:  # of this run alone: the others go on
-            log.warning("%s: the run there is left as it is", error)
-    while True:
-        try:
-            Path(sweep_dir, str(num)).mkdir(parents=True)
-            return str(num)
-        except FileExistsError:
+    with locked(Path(sweep_dir), wait=True):  # others may choose at this moment
+        for folder in map(RunFolder, Path(sweep_dir).glob("*/")):
+            try:
+                if folder.overrides.is_file() and read_json(folder.overrides, {str: str}) == wanted:
+                    return folder.path.name
+            except UserError as error:  # of this run alone: the others go on
+                log.warning("%s: the run there is left as it is", error)
+        while (folder := RunFolder(Path(sweep_dir, str(num)))).is_run():
             num += 1
+        folder.path.mkdir(exist_ok=True)
+        write_json(folder.overrides, wanted)
+        return str(num)
 
 
 def groups() -> dict[str, list[str]]:

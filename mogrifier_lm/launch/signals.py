@@ -1,6 +1,7 @@
 """What a signal does to a run that a command has started: it ends, and can be gone on with."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -80,6 +81,22 @@ def _queued_again(handler: Any) -> Callable[[int, FrameType | None], None]:
                 time.sleep(1)
 
     return again
+
+
+def end_with_workers() -> None:
+    """Let what ends this process end those that a launcher has started, as it ends a run.
+
+    They would go on without it, unseen, and hold their folders. Ctrl-C reaches them by itself.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, number)
+        end_by(number)
+
+    for each in ENDING:
+        if each != signal.SIGINT and signal.getsignal(each) == signal.SIG_DFL:
+            signal.signal(each, end)
 
 
 def end_by(number: int) -> NoReturn:

@@ -132,17 +132,17 @@ def _open_tracker(
     from mogrifier_lm.training import checkpoint
 
     t = config.tracker
-    if begun := read_json(folder.overrides):  # a run that goes on keeps its name
+    if begun := read_json(folder.overrides, {str: str}):  # a run that goes on keeps its name
         overrides = [f"{k}={v}" for k, v in begun.items()]
     chosen = dict(o.split("=", 1) for o in overrides if o.startswith(("experiment=", "sweep=")))
     names = [*chosen.values(), config.data.name, config.model.cell]
     names += ["mogrifier"] if config.model.rounds else []
-    run_id = read_json(folder.wandb).get("run_id")
+    run_id = read_json(folder.wandb, {"run_id": str}).get("run_id")
     if not run_id and folder.last.is_file():  # where older versions kept it
         run_id = checkpoint.load(folder.last)[1]["progress"].get("run_id")
     name = wished("WANDB_NAME", "tracker.run_name", t.run_name, overrides)
     group = t.group or (sweep_name(sweep) if (sweep := folder.sweep()) else None)
-    known = read_json(folder.provenance)
+    known = folder.read_provenance()
     facts = {key: value for key, value in known.items() if key not in ("before", "command")}
     facts["git"] = {k: v for k, v in (known.get("git") or {}).items() if k != "diff"}
     tracker = build_tracker(

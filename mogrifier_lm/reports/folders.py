@@ -91,10 +91,10 @@ def _read(folder: RunFolder) -> Run:
     """What a folder says; one whose summary or provenance is damaged is a run that failed."""
     run = Run(folder=folder, overrides={"run": folder.path.name})
     with suppress(UserError):
-        run.overrides = read_json(folder.overrides) or run.overrides
+        run.overrides = read_json(folder.overrides, {str: str}) or run.overrides
     try:
         run.summary = folder.read_summary()
-        facts = read_json(folder.provenance)
+        facts = folder.read_provenance()
         run.data = facts.get("data", {}).get("name")
         run.ended = folder.summary.stat().st_mtime if run.summary else 0.0
         with suppress(KeyError, TypeError, ValueError):

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import IO, Any
 
-from mogrifier_lm.files import read_json, replacing
+from mogrifier_lm.files import replacing
 from mogrifier_lm.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def plot_curves(folder: RunFolder, kind: str = "png") -> Path | None:
         rows = [(row["tokens"] / 1e6, row[key]) for row in folder.rows(key)]
         return [x for x, _ in rows], [y for _, y in rows]
 
-    data = read_json(folder.provenance).get("data", {}).get("name")
+    data = folder.read_provenance().get("data", {}).get("name")
     floor = folder.read_summary().get("valid", {}).get("floor_ppl")
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7, 5), sharex=True, height_ratios=[3, 1], layout="constrained"
@@ -106,7 +106,7 @@ def plot_curves(folder: RunFolder, kind: str = "png") -> Path | None:
     top.yaxis.set_minor_formatter(plt.NullFormatter())
     top.set_ylabel("perplexity")
     top.grid(alpha=0.3)
-    top.legend(frameon=False)
+    top.legend(loc="upper right", frameon=False)
     bottom.plot(*series("train/lr"), color="0.3", linewidth=1)
     bottom.set_yscale("log")
     bottom.set_ylabel("learning rate")

@@ -15,7 +15,6 @@ from mogrifier_lm.cells import CellSpec
 from mogrifier_lm.config import Config, load_config
 from mogrifier_lm.data import Corpus, Tokenizer, load_corpus, load_tokenizer
 from mogrifier_lm.errors import UserError, one_line
-from mogrifier_lm.files import read_json
 from mogrifier_lm.machine import lent_cores
 from mogrifier_lm.model import LanguageModel, layer_specs
 from mogrifier_lm.options import ModelConfig
@@ -71,7 +70,7 @@ def saved_corpus(folder: RunFolder, config: Config | None = None) -> Corpus:
     """
     config = config or load_config(folder.config)
     corpus = build_corpus(config)
-    known = read_json(folder.provenance, required=True)["data"]["sha256"]
+    known = folder.read_provenance(required=True)["data"]["sha256"]
     for name, split in corpus.splits.items():
         if split.sha256 != known[name]:
             raise UserError(

@@ -3,7 +3,6 @@
 Every file in it is written whole or not at all, but for the two that grow line by line.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +13,23 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import ORPHANS, read_json, write_json
+from mogrifier_lm.files import ORPHANS, check_shape, parse_json, read_json, write_json
 from mogrifier_lm.terminal import shown
 
 MULTIRUN = "multirun.yaml"
 """In the folder of a sweep: its command, written by Hydra before the first run."""
 REPORT = "report"
 """The folder, in that of a sweep or a search, where its report lies."""
+
+
+# What these files hold at the least, in whatever version: see `files.read_json`.
+NUMBER = int | float
+SCORE = dict.fromkeys("bits_per_byte nats tokens words bytes".split(), NUMBER)
+SCORE |= dict.fromkeys(("ppl", "token_ppl"), NUMBER | None)  # null where it is infinite
+FACTS = dict.fromkeys("params hidden_size epochs tokens seconds tokens_per_second".split(), NUMBER)
+SUMMARY = FACTS | dict.fromkeys(("valid", "test"), {str: (NUMBER, SCORE)})
+DATA = {"name": str, "sha256": dict.fromkeys(("train", "valid", "test"), str)}
+PROVENANCE = {"data": DATA, "git": (type(None), dict), "versions": dict, "command": list}
 
 
 class Status(StrEnum):
@@ -113,7 +122,19 @@ class RunFolder:
         Raises:
             UserError: it is damaged.
         """
-        return read_json(self.summary)
+        summary = read_json(self.summary)
+        whole = summary.get("status") == Status.COMPLETED
+        shape = {key: part for key, part in SUMMARY.items() if whole or key in summary}
+        check_shape(summary, shape, self.summary)
+        return summary
+
+    def read_provenance(self, required: bool = False) -> dict[str, Any]:
+        """What provenance.json holds; {} where there is none, which may be an error.
+
+        Raises:
+            UserError: it is damaged, or `required` and not there.
+        """
+        return read_json(self.provenance, PROVENANCE, required)
 
     def end(self, status: Status, error: str, **values: Any) -> None:
         """Write how a run ended that has not completed."""
@@ -131,12 +152,12 @@ class RunFolder:
             for line in file:
                 if with_key.encode() in line:
                     try:
-                        row = json.loads(line)
+                        row = parse_json(line)
                     except (ValueError, RecursionError):
                         continue
                     keys = {"tokens", with_key or "tokens"}
                     if isinstance(row, dict) and keys <= row.keys():
-                        if all(isinstance(value, int | float) for value in row.values()):
+                        if all(isinstance(value, NUMBER) for value in row.values()):
                             yield row
 
     @contextmanager

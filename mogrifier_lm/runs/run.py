@@ -11,7 +11,7 @@ from mogrifier_lm.config import Config
 from mogrifier_lm.data import ORDERS, Corpus, Tokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.evaluators.static import static_score
-from mogrifier_lm.files import read_json, write_json
+from mogrifier_lm.files import write_json
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.runs.build import (
     build_corpus,
@@ -221,5 +221,5 @@ def _begin(
         "processes": processes,
     }
     if resuming:
-        facts["before"] = read_json(folder.provenance)
+        facts["before"] = folder.read_provenance()
     write_json(folder.provenance, facts)

@@ -30,7 +30,7 @@ def track_sweep(runs: Runs, sweep_dir: Path) -> None:
         return
     digest = hashlib.sha256((folder / "sweep.csv").read_bytes()).hexdigest()
     state = RunFolder(folder).wandb  # as that of a run
-    known = read_json(state)
+    known = read_json(state, {"run_id": str})
     if known.get("sweep.csv") == digest:
         return
     name = sweep_name(sweep_dir)

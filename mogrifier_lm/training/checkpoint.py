@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mogrifier_lm.errors import UserError, one_line
-from mogrifier_lm.files import replacing
-from mogrifier_lm.training import metrics
+from mogrifier_lm.files import flush, replacing
 from mogrifier_lm.training.parallel import Processes
 
 if TYPE_CHECKING:
@@ -269,7 +268,6 @@ class Checkpoints:
         self._numbers = {files.last: last, files.best: best}
         self._best: dict[str, Tensor] = {}
         self._best_values: dict[str, Any] = {}
-        self._written: Mapping[str, Any] = {}  # values of the best weights in their file
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing = self._thread.submit(lambda: None)
 
@@ -315,11 +313,11 @@ class Checkpoints:
         self._writing = self._thread.submit(self._write, _copies(tensors) | best, values)
 
     def _write(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        metrics.flush(self.files.metrics)  # before what counts its lines
+        if self.files.metrics.is_file():
+            flush(self.files.metrics)  # before what counts its lines
         save(self.files.last, tensors, values, self.files.previous)
-        if values["best"] != self._written:
+        if values["best"].get("step") == values["progress"]["step"]:  # it is new
             save(self.files.best, part(tensors, "best."), values["best"])
-            self._written = values["best"]
         self.settle(values["progress"]["step"])
 
     def close(self, wait: bool = True) -> None:

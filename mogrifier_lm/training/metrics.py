@@ -23,13 +23,6 @@ def append(path: Path, row: Mapping[str, float]) -> int:
         return file.tell()
 
 
-def flush(path: Path) -> None:
-    """Wait until the log is on the disk."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-
-
 def cut(path: Path, length: int) -> int:
     """Take the log back to so many bytes; returns how many it has.
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mogrifier_lm.config import save_config, validate
 from mogrifier_lm.launch.explain import EXPECTED, explain
-from mogrifier_lm.launch.job import check_run
+from mogrifier_lm.launch.job import check_run, job_dir
 from mogrifier_lm.launch.overrides import as_meant
 from mogrifier_lm.launch.tracked import tracked_run
 from mogrifier_lm.runs.folder import RunFolder
@@ -104,3 +105,18 @@ def test_a_single_run_is_checked_before_it_has_a_folder(
             check_run(arguments)
         assert told in explain(error.value)
     assert not [*tmp_path.iterdir()]
+
+
+def claim(sweep: Path, rounds: int) -> str:
+    return job_dir(str(sweep), 0, ["model.hidden_size=7", f"model.rounds={rounds}"])
+
+
+def test_a_job_has_one_folder_of_its_sweep(tmp_path: Path) -> None:
+    """Also where others choose at the same moment, and where a kill came before the run began."""
+    with ThreadPoolExecutor(8) as threads:
+        names = list(threads.map(lambda rounds: claim(tmp_path, rounds % 8), range(16)))
+    assert sorted(names[:8]) == [str(number) for number in range(8)] and names[:8] == names[8:]
+    (tmp_path / "8/.hydra").mkdir(parents=True)
+    (tmp_path / "8/train.log").write_text("")
+    RunFolder(tmp_path / names[5]).overrides.write_text("[]")
+    assert [claim(tmp_path, rounds) for rounds in (9, 9, 2, 11)] == ["8", "8", names[2], "9"]

@@ -250,3 +250,33 @@ def test_every_run_of_a_named_sweep_composes(path: Path) -> None:
         overrides = [f"{key}={value}" for key, value in job.items()]
         configs.append(validate(compose_config([f"sweep={path.stem}", *overrides])))
     assert len(configs) > 1 and all(a != b for a, b in itertools.combinations(configs, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_ends_a_sweep_ends_its_workers(
+    number: signal.Signals, small: list[str], tmp_path: Path
+) -> None:
+    """Each saves its step; the same command ends as one that nobody has ended."""
+    sweep = ["-m", *small, "model.rounds=0,1", "trainer.max_steps=300", "trainer.log_every=5",
+             "trainer.threads=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
+    folders = [RunFolder(tmp_path / "cut" / name) for name in ("0", "1")]
+    process = subprocess.Popen(
+        command([*sweep, f"hydra.sweep.dir={tmp_path}/cut"]), cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not all(len([*folder.rows()]) > 2 for folder in folders):
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait() == -number
+    for folder in folders:
+        with folder.locked(wait=True):  # until the worker has ended, too
+            assert folder.read_summary()["status"] == "interrupted"
+            assert folder.can_resume()
+    for place in ("cut", "whole"):
+        done = train([*sweep, f"hydra.sweep.dir={tmp_path}/{place}"], tmp_path)
+        assert done.returncode == 0, done.stderr
+    for folder in folders:
+        whole = RunFolder(tmp_path / "whole" / folder.path.name)
+        assert folder.read_summary()["valid"] == whole.read_summary()["valid"]
+        assert "going on after step" in folder.log.read_text()

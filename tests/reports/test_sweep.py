@@ -21,8 +21,12 @@ from mogrifier_lm.reports.report import write_report
 from mogrifier_lm.reports.sweep import failure_table, group_table
 from mogrifier_lm.reports.sweep_plots import not_comparable, plot_sweep
 from mogrifier_lm.reports.table import latex_table, score_table, shown_ppl
-from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.runs.folder import SCORE, RunFolder
 from tests.conftest import ROOT, table_rows
+
+
+def score(ppl: float) -> dict[str, float]:
+    return dict.fromkeys(SCORE, 1.0) | {"ppl": ppl}
 
 
 def make_run(
@@ -37,7 +41,9 @@ def make_run(
     """A folder as a run leaves it: completed with `valid`, else as `summary` says, else cut."""
     folder.mkdir(parents=True)
     (folder / "overrides.json").write_text(json.dumps(overrides))
-    (folder / "provenance.json").write_text(json.dumps({"data": {"name": data}}))
+    facts = {"data": {"name": data, "sha256": {"train": "1", "valid": "2", "test": "3"}}}
+    facts |= {"git": None, "versions": {}, "command": []}
+    (folder / "provenance.json").write_text(json.dumps(facts))
     if valid is not None:
         summary = {
             "status": "completed",
@@ -47,8 +53,10 @@ def make_run(
             "rounds": int(overrides.get("model.rounds", 0)),
             "tokens_per_second": 1000.0,
             "epochs": 145.0,
-            "valid": {"static": {"ppl": valid}, "floor_ppl": 7.5},
-            "test": {"static": {"ppl": valid - 1}},
+            "tokens": 9000,
+            "seconds": 9.0,
+            "valid": {"static": score(valid), "floor_ppl": 7.5},
+            "test": {"static": score(valid - 1)},
         } | summary
     if summary:
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -288,8 +296,9 @@ def test_the_speed_of_runs_side_by_side_is_marked(tmp_path: Path) -> None:
     """Runs 0 and 1 overlap, 2 comes later; not on a cluster, where nobody knows."""
     for i, started in enumerate(("10:00:00", "10:00:50", "10:02:00")):
         folder = make_run(tmp_path / f"{i}", {"model.rounds": str(i)}, 60.0, seconds=60.0)
-        facts = {"data": {"name": "ptb"}, "started": f"2026-01-31T{started}+01:00"}
-        (folder / "provenance.json").write_text(json.dumps(facts))
+        path = folder / "provenance.json"
+        facts = json.loads(path.read_text()) | {"started": f"2026-01-31T{started}+01:00"}
+        path.write_text(json.dumps(facts))
     runs = read_runs([tmp_path])
     assert [run.beside for run in runs] == [1, 1, 0]
     assert [row["tokens/s"] for row in group_table(runs)] == ["1,000 †", "1,000 †", "1,000"]

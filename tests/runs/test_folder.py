@@ -1,12 +1,16 @@
 """The folder of a run: one process at a time, and what its files say."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import read_json
 from mogrifier_lm.runs.folder import MULTIRUN, RunFolder, Status, locked
+from tests.conftest import ROOT
 
 
 def test_a_folder_has_one_holder(tmp_path: Path) -> None:
@@ -46,3 +50,44 @@ def test_rows_are_the_whole_lines(tmp_path: Path) -> None:
     )
     assert [row["step"] for row in folder.rows()] == [1, 2, 3]
     assert list(folder.rows("valid/ppl")) == [{"step": 2, "tokens": 18, "valid/ppl": 8.0}]
+
+
+V0 = ROOT / "tests/fixtures/v0/run"  # of an older version, whose files are read as they are
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "value"),
+    [
+        ("summary", ("params",), "many"),
+        ("summary", ("hidden_size",), None),
+        ("summary", ("tokens_per_second",), [1.0]),
+        ("summary", ("test",), "good"),
+        ("summary", ("valid", "cache"), [3.5]),
+        ("summary", ("test", "dynamic", "token_ppl"), {}),
+        ("overrides", ("model.rounds",), [2]),
+        ("provenance", ("data",), ["text"]),
+        ("provenance", ("data", "sha256"), "0123"),
+        ("provenance", ("git",), "clean"),
+    ],
+)
+def test_a_value_of_another_kind_is_damage(
+    file: str, place: tuple[str, ...], value: object, tmp_path: Path
+) -> None:
+    folder = RunFolder(shutil.copytree(V0, tmp_path / "run"))
+    path = getattr(folder, file)
+    read = getattr(folder, f"read_{file}", lambda: read_json(folder.overrides, {str: str}))
+    values = inner = read()
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"{path.name} is damaged: .*{place[-1]} is not what"):
+        read()
+
+
+def test_a_number_without_end_is_one_that_can_be_shown(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.summary.write_text(f'{{"params": {"7" * 400}}}')
+    folder.metrics.write_text(f'{{"tokens": {"7" * 400}}}\n{{"tokens": 3}}\n')
+    assert folder.read_summary() == {"params": math.inf}
+    assert list(folder.rows()) == [{"tokens": math.inf}, {"tokens": 3}]

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mogrifier_lm import load_model
 from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import ROOT
 from tests.runs.test_run import command, figures, metrics, train
@@ -179,3 +181,33 @@ def test_one_damaged_overrides_file_does_not_stop_a_sweep(completed: Path, tmp_p
     table = (sweep / "report/sweep.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in table[1:]] == ["0", "1", "2"]
     assert json.loads((sweep / "0/summary.json").read_text())["status"] == "completed"
+
+
+@pytest.fixture
+def read_only(run: RunFolder, tmp_path: Path) -> Iterator[RunFolder]:
+    """A completed run on a file system that takes no writes, as a snapshot or an archive is."""
+    place = tmp_path / "mount"
+    place.mkdir()
+    bound = [["--bind", str(run.path), str(place)], ["-o", "remount,bind,ro", str(place)]]
+    try:
+        for options in bound:
+            subprocess.run(["mount", *options], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        subprocess.run(["umount", str(place)], capture_output=True, check=False)
+        pytest.skip("a file system is mounted by root alone")
+    yield RunFolder(place)
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_run_on_a_read_only_file_system_is_refused_in_one_line(
+    read_only: RunFolder, tmp_path: Path
+) -> None:
+    evaluate = [sys.executable, str(ROOT / "scripts/evaluate.py"), f"run={read_only.path}"]
+    commands = [command([f"resume={read_only.path}", "trainer.max_steps=20"]), evaluate]
+    for each in commands:
+        done = subprocess.run(each, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("error: ") and "cannot be written to" in last, last
+        assert "take a copy of it" in last
+    load_model(read_only.path).next_word("the")

@@ -29,7 +29,6 @@ def main(
     from mogrifier_lm import load_model
     from mogrifier_lm.config import load_config, save_config
     from mogrifier_lm.evaluators import EvaluatorsConfig
-    from mogrifier_lm.files import read_json
     from mogrifier_lm.inference.adapt import adaptation
     from mogrifier_lm.inference.counts import training_counts, write_counts
     from mogrifier_lm.inference.hub import hub as asked
@@ -53,7 +52,7 @@ def main(
     if hub:
         with asked(f"hub={hub}") as package:
             package.HfApi().create_repo(hub, exist_ok=True)
-    made = read_json(source.provenance, required=True)
+    made = source.read_provenance(required=True)
     page = card(config, source.read_summary(), made, dtype)
     target.path.mkdir(parents=True, exist_ok=True)
     plain = replace(config.data, dir=None, cache_dir=None)
