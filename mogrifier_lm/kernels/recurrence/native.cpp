@@ -309,6 +309,19 @@ void forward_bf16(const Job* j) { run<bf16>(*j, forward_loop<bf16>); }
 void backward_fp32(const Job* j) { run<float>(*j, backward_loop<float>); }
 void backward_bf16(const Job* j) { run<bf16>(*j, backward_loop<bf16>); }
 
+// A weight's gradient [n, m], m whole vectors: d [rows, n]^T @ source [rows, m], rows ldd, lds apart.
+void gradient_fp32(float* dst, const float* d, const float* source, idx ldd, idx lds, idx n, idx m,
+                   idx rows, idx threads) {
+#pragma omp parallel for num_threads((int)threads)
+  for (idx t = 0; t < threads; t++) {
+    const idx first = n * t / threads, count = n * (t + 1) / threads - first;
+    for (idx k = 0; k < rows; k += DEPTH)  // so many rows of d stay in the second-level cache
+      product<float>(dst + first * m, m, {d + k * ldd + first, 1, ldd},
+                     {source + k * lds, LANES, lds}, m / LANES, rows - k < DEPTH ? rows - k : DEPTH,
+                     count, k > 0);
+  }
+}
+
 void pack_fp32(float* dst, const float* w, idx n, idx np, idx m, idx mp, idx parts, idx transposed,
                idx threads) {
   pack(dst, w, n, np, m, mp, parts, transposed, threads);

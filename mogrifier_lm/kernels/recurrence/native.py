@@ -264,6 +264,18 @@ class _Loop:
         result = output if self.Hp == self.H else output[..., : self.H].contiguous()
         return result, result[-1].clone(), self.c[:, : self.H].contiguous()
 
+    def gradient(self, d: Tensor, source: Tensor) -> Tensor:
+        """d^T @ source over all rows, [n, m]; both lie in rows padded to whole vectors."""
+        if self.dtype != torch.float32:
+            return (d.t() @ source).float()
+        # Our own product: those of MKL use AVX2 alone on an AMD processor.
+        (rows, n), m = d.shape, source.shape[1]
+        padded = torch.empty(n, self.padded(m))
+        pointers = [c_void_p(t.data_ptr()) for t in (padded, d, source)]
+        sizes = d.stride(0), source.stride(0), n, padded.shape[1], rows, torch.get_num_threads()
+        library().gradient_fp32(*pointers, *map(c_int64, sizes))
+        return padded[:, :m].contiguous()
+
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
@@ -288,22 +300,22 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Any, ...]:
-        x_TBI, h, c, mask, *flat = ctx.saved_tensors
+        x, h, c, mask, *flat = ctx.saved_tensors
         loop: _Loop = ctx.loop
         if torch.is_grad_enabled():  # the gradients are to be differentiated
-            inputs, d_outputs = (x_TBI, h, c), (d_output, d_h, d_c)
+            inputs, d_outputs = (x, h, c), (d_output, d_h, d_c)
             found = twice_differentiable(
                 ctx.options, loop.dtype, inputs, mask, tuple(flat), d_outputs
             )
             return None, None, *found[:3], None, *found[3:]
         loop.weights = unflatten(tuple(flat), "lstm")
         with torch.autocast("cpu", enabled=False):
-            d_x, d_h, d_c, d_weights = _backward(loop, x_TBI, d_output, d_h, d_c)
+            d_x, d_h, d_c, d_weights = _backward(loop, d_output, d_h, d_c)
         return None, None, d_x, d_h, d_c, None, *flatten(d_weights)
 
 
 def _backward(
-    loop: _Loop, x_TBI: Tensor, d_output: Tensor, d_h: Tensor, d_c: Tensor
+    loop: _Loop, d_output: Tensor, d_h: Tensor, d_c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Weights]:
     """Gradients of x, h, c and the weights, as kernels/README.md derives them.
 
@@ -335,27 +347,19 @@ def _backward(
         """[T * B, size] of a padded [T + 1 or more, B, ...]."""
         return tensor[:T].flatten(0, 1)[:, :size]
 
-    def gradient(d: Tensor, source: Tensor) -> Tensor:
-        return (d.t() @ source).float()
-
     def gate_gradients(d: Tensor, source: Tensor) -> Tensor:
         """[4H, m]; a product for each gate where the whole one's rows would hold padding."""
         if loop.Hp == H:
-            return gradient(d, source)
-        result = torch.empty(4, H, source.shape[1])
-        for gate, d_gate in zip(result, d.view(-1, 4, loop.Hp)[..., :H].unbind(1), strict=True):
-            if loop.dtype == torch.float32:
-                torch.mm(d_gate.t(), source, out=gate)
-            else:
-                gate.copy_(d_gate.t() @ source)
-        return result.flatten(0, 1)
+            return loop.gradient(d, source)
+        gates = d.view(-1, 4, loop.Hp)[..., :H].unbind(1)
+        return torch.cat([loop.gradient(gate, source) for gate in gates])
 
     ones = torch.ones(1, T * B, dtype=loop.dtype)
 
     def total(d: Tensor) -> Tensor:
         return (ones @ d)[0].float()  # a sum in float32 would first convert all of d
 
-    x0 = x = x_TBI.flatten(0, 1).to(loop.dtype)
+    x0 = x = rows(loop.x, I).to(loop.dtype)
     h0 = h = rows(loop.hs, H)
     rounds = []
     for i, r in enumerate(w.rounds):
@@ -364,8 +368,8 @@ def _backward(
         k = r.weight.shape[1]
         rounds.append(
             Round(
-                gradient(d, source if z is None else rows(z, k)),
-                None if d_z is None else gradient(rows(d_z, k), source),
+                loop.gradient(d, source if z is None else rows(z, k)),
+                None if d_z is None else loop.gradient(rows(d_z, k), source),
                 None if r.bias is None else total(d),
             )
         )
