@@ -29,7 +29,7 @@ SCORE |= dict.fromkeys(("ppl", "token_ppl"), NUMBER | None)  # null where it is 
 FACTS = dict.fromkeys("params hidden_size epochs tokens seconds tokens_per_second".split(), NUMBER)
 SUMMARY = FACTS | dict.fromkeys(("valid", "test"), {str: (NUMBER, SCORE)})
 DATA = {"name": str, "sha256": dict.fromkeys(("train", "valid", "test"), str)}
-PROVENANCE = {"data": DATA, "git": (type(None), dict), "versions": dict, "command": list}
+PROVENANCE = {"data": DATA, "git": dict | None, "versions": dict | None, "command": list | None}
 
 
 class Status(StrEnum):
@@ -178,6 +178,8 @@ def check_inside(folder: Path) -> None:
     """
     inside = folder.resolve()
     for parent, folders, files in os.walk(folder):
+        if os.path.basename(parent) == "wandb":  # a new run of W&B's own links to its log elsewhere
+            folders[:] = [x for x in folders if Path(parent, x).is_symlink() or "run-" not in x]
         for path in (Path(parent, name) for name in (*folders, *files)):
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
                 raise UserError(

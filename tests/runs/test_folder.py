@@ -9,7 +9,7 @@ import pytest
 
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json
-from mogrifier_lm.runs.folder import MULTIRUN, RunFolder, Status, locked
+from mogrifier_lm.runs.folder import MULTIRUN, RunFolder, Status, check_inside, locked
 from tests.conftest import ROOT
 
 
@@ -91,3 +91,16 @@ def test_a_number_without_end_is_one_that_can_be_shown(tmp_path: Path) -> None:
     folder.metrics.write_text(f'{{"tokens": {"7" * 400}}}\n{{"tokens": 3}}\n')
     assert folder.read_summary() == {"params": math.inf}
     assert list(folder.rows()) == [{"tokens": math.inf}, {"tokens": 3}]
+
+
+def test_what_wandb_links_to_is_its_own_but_its_folder_leads_nowhere(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    logs = run / "wandb/run-20260101_000000-abc/logs"
+    logs.mkdir(parents=True)
+    elsewhere.mkdir()
+    (logs / "debug-core.log").symlink_to(elsewhere / "core.log")
+    check_inside(run)
+    check_inside(tmp_path)  # a sweep's
+    (run / "wandb/run-20260101_000001-abc").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"run-20260101_000001-abc is a link out of the folder"):
+        check_inside(run)
