@@ -207,7 +207,7 @@ def evaluate(
     settings = [
         values | dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())
     ]
-    best, trials = settings[0], []
+    best, others, trials = settings[0], list[dict[str, Any]](), []
     if len(settings) > 1:
         valid = task.splits["valid"]
         part = Text("valid", replace(valid, ids=valid.ids[:tune_tokens]))
@@ -217,8 +217,9 @@ def evaluate(
             trials.append({**{k: tried[k] for k in grid}, "valid_nats": nats})
             log.debug("%s: %s", name, trials[-1])
         ppls = [perplexity(trial["valid_nats"]) for trial in trials]
-        index = ppls.index(min(ppls))
-        best = settings[index]
+        order = sorted(range(len(settings)), key=ppls.__getitem__)
+        best, index = settings[order[0]], order[0]
+        others = [settings[i] for i in order[1:] if ppls[i] < math.inf]
         if ppls[index] == math.inf:
             log.warning("%s: every setting tried gives infinite nats; the first is taken", name)
         log.info(
@@ -230,9 +231,9 @@ def evaluate(
             ppls[index],
             time.monotonic() - began,
         )
-    results = {}
-    for split in splits:
-        began = time.monotonic()
+    results, left = {}, list(splits)
+    while left:
+        split, began = left[0], time.monotonic()
         text = Text(split, task.splits[split], with_hidden=name in task.needed)
         (evaluation,) = evaluator.score(task, text, [best])
         if text.with_hidden:
@@ -240,8 +241,14 @@ def evaluate(
         results[split] = Result(text.score(evaluation.nats), best, evaluation, text)
         seconds = time.monotonic() - began
         log.info("%s: %s %s, %.0f s", name, split, results[split].score, seconds)
-        if not math.isfinite(results[split].score.ppl):
+        finite = math.isfinite(results[split].score.ppl)
+        if not finite:
             log.warning("%s: the perplexity of %s is not finite with these settings", name, split)
+        if not finite and split == "valid" and others:  # well at the text's beginning, not for long
+            best = others.pop(0)
+            log.warning("%s: the next best are taken, %s", name, {k: best[k] for k in grid})
+        else:
+            left = left[1:]
     return results, trials
 
 

@@ -1,5 +1,6 @@
 """Each evaluator against its definition."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mogrifier_lm.evaluators.cache import Cache, cache_probabilities
 from mogrifier_lm.evaluators.dynamic import Dynamic
-from mogrifier_lm.evaluators.task import Task, Text, evaluate
+from mogrifier_lm.evaluators.task import Evaluation, Task, Text, evaluate
 from mogrifier_lm.model import LanguageModel
 from mogrifier_lm.options import RegularizationConfig
 from mogrifier_lm.regularization import draw_masks, scaled
@@ -90,6 +91,32 @@ def test_the_search_finds_the_best_of_all_combinations() -> None:
     assert entry["nats"] / len(text.ids) == pytest.approx(best["valid_nats"])
     chosen = {k: best[k] for k in ("weight", "theta", "window")}
     assert results["test"].settings == results["valid"].settings == chosen
+
+
+class Diverging:
+    """Better with a larger gain, which lasts for so many tokens."""
+
+    needs = ()
+
+    def __init__(self) -> None:
+        self.gain, self.tune_tokens = [0.5, 3.0, 2.0, 1.0], 20
+
+    def score(self, task: Task, text: Text, settings: list[dict[str, Any]]) -> Any:
+        for s in settings:
+            nats = torch.full((len(text),), 5 - s["gain"])
+            nats[int(60 / s["gain"]) :] = torch.inf
+            yield Evaluation(nats)
+
+
+def test_settings_that_do_not_last_give_way_to_the_next_best(caplog) -> None:
+    splits = {"valid": make_split(2, 55), "test": make_split(3, 65)}
+    task = Task(make_model(), splits, 0)
+    results, trials = evaluate("diverging", Diverging(), task, ["valid", "test"])
+    assert len(trials) == 4 and results["valid"].settings["gain"] == 1.0
+    assert results["valid"].score.nats == pytest.approx(4 * 55)
+    # The test text has no say.
+    assert results["test"].settings["gain"] == 1.0 and results["test"].score.nats == math.inf
+    assert caplog.text.count("the next best are taken") == 2
 
 
 @pytest.mark.parametrize("mixture", [1, 2])
