@@ -134,6 +134,8 @@ static void group(float* dst, idx ldd, Operand<S> source, Operand<S> panels, idx
 template <class S>
 static void product(float* dst, idx ldd, Operand<S> source, Operand<S> panels, idx n, idx K, idx B,
                     bool add) {
+  if (K == 0 && !add)  // an empty sum
+    for (idx b = 0; b < B; b++) memset(dst + b * ldd, 0, n * LANES * sizeof(float));
   const idx groups = (n + PANELS - 1) / PANELS;
   for (idx g = 0; g < groups; g++) {
     const idx v = n * g / groups, end = n * (g + 1) / groups;

@@ -315,10 +315,12 @@ void gradient_fp32(float* dst, const float* d, const float* source, idx ldd, idx
 #pragma omp parallel for num_threads((int)threads)
   for (idx t = 0; t < threads; t++) {
     const idx first = n * t / threads, count = n * (t + 1) / threads - first;
-    for (idx k = 0; k < rows; k += DEPTH)  // so many rows of d stay in the second-level cache
+    idx k = 0;
+    do {  // so many rows of d stay in the second-level cache
       product<float>(dst + first * m, m, {d + k * ldd + first, 1, ldd},
                      {source + k * lds, LANES, lds}, m / LANES, rows - k < DEPTH ? rows - k : DEPTH,
                      count, k > 0);
+    } while ((k += DEPTH) < rows);
   }
 }
 
