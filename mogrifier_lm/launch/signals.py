@@ -52,7 +52,7 @@ def endable() -> Iterator[None]:
         for each in ENDING:
             handler = signal.getsignal(each)
             if each != signal.SIGINT and handler not in (signal.SIG_IGN, None):
-                queue = each in QUEUES and callable(handler)
+                queue = each in QUEUES and callable(handler) and handler is not _end_all
                 before[each] = signal.signal(each, _queued_again(handler) if queue else end)
     try:
         yield
@@ -88,15 +88,15 @@ def end_with_workers() -> None:
 
     They would go on without it, unseen, and hold their folders. Ctrl-C reaches them by itself.
     """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for child in multiprocessing.active_children():
-            os.kill(child.pid or 0, number)
-        end_by(number)
-
     for each in ENDING:
         if each != signal.SIGINT and signal.getsignal(each) == signal.SIG_DFL:
-            signal.signal(each, end)
+            signal.signal(each, _end_all)
+
+
+def _end_all(number: int, frame: FrameType | None) -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, number)
+    end_by(number)
 
 
 def end_by(number: int) -> NoReturn:
