@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,9 +297,7 @@ def run_in(
                 "with hydra.sweep.dir=DIR"
             )
         if holds_run and not (node.resume or in_sweep):
-            raise UserError(
-                f"{folder} holds a run already: resume={folder}, or take another folder"
-            )
+            raise UserError(f"{folder} holds a run already: resume={folder}, or another folder")
         if not (holds_run or node.resume):
             write_json(folder.overrides, as_values(overrides))
         if holds_run and not folder.can_resume() and not (in_sweep and completed):
@@ -307,7 +306,9 @@ def run_in(
             )
         config = resume_config(node, folder.config, overrides) if node.resume else validate(node)
         if in_sweep and folder.has_begun():
-            if load_config(folder.config) != portable(config):
+            saved, t = load_config(folder.config), config.trainer
+            on = replace(t, device=saved.trainer.device)  # which may be another one
+            if saved != portable(replace(config, trainer=on)):
                 raise UserError(
                     f"{folder} holds a run of these overrides with another {folder.config.name}: "
                     "take another hydra.sweep.dir"

@@ -107,11 +107,11 @@ def _read(folder: RunFolder) -> Run:
 def _at_work(
     folder: RunFolder, facts: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> tuple[float, float]:
-    """From when to when a run, its last part, was at work; of a copied folder, trained."""
+    """From when to when a run, its last part, has trained (train.log grows when it is skipped)."""
     began = datetime.fromisoformat(facts["started"]).timestamp()
     took = 0.0 if "before" in facts else summary["seconds"]
     with suppress(OSError):  # as files of a copy these are of one moment, or nearly
-        first, last = folder.config.stat().st_mtime, folder.log.stat().st_mtime
+        first, last = folder.config.stat().st_mtime, folder.metrics.stat().st_mtime
         if last - first > took:
             return first, last
     return began, began + took
