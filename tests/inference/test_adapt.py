@@ -97,6 +97,7 @@ def test_each_line_begins_anew_and_the_weights_go_on(folder: Path) -> None:
                 for p, g, r, w in zip(params, gradients, rms, trained, strict=True):
                     pull = (0.001 * r / mean).clamp(max=1) * (w - p)
                     p += pull - 0.01 * g / (r + 1e-4)
+    # A word's nats are a difference of numbers near 10, rounded to float32: to about 1e-6.
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert [w.sentence for w in model.score(lines, adapt=True) if w.position == 1] == [1, 2, 3, 4]
 

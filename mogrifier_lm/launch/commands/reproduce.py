@@ -126,12 +126,12 @@ def main(
     if processes == 1:
         for job in todo:
             _train(*job)
-            print(_table(table, asked, work, out))
+            _table(table, asked, work, out)
     else:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             for ended in as_completed([pool.submit(_train, *job) for job in todo]):
                 ended.result()
-                print(_table(table, asked, work, out), flush=True)
+                _table(table, asked, work, out)
     print(_table(table, asked, work, out))
     if table == "curve":
         print("paper: validation after 145 epochs, each point tuned (arXiv 1909.01792)")
