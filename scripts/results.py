@@ -13,7 +13,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import yaml
@@ -143,6 +143,44 @@ def grid_rows(name: str) -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: (row["rounds"], float(row["validation"])))
 
 
+def seed_rows(name: str) -> list[dict[str, str]]:
+    """A row per setting of a folder of runs SETTING,seed=S: mean ± sample standard deviation.
+
+    SETTING.json, of `evaluate.py compare=[[runs],[runs of the baseline]] out=`, is its difference.
+    """
+    groups: dict[str, list[RunFolder]] = {}
+    for path in sorted((FOLDER / name).glob("*,seed=*/")):
+        groups.setdefault(path.name.rpartition(",seed=")[0], []).append(RunFolder(path))
+    rows = []
+    for setting, runs in groups.items():
+        summaries = [run.read_summary() for run in runs]
+        facts = [read_json(run.provenance) for run in runs]
+        row = {
+            "": setting,
+            "hidden size": str(summaries[0]["hidden_size"]),
+            "parameters": f"{summaries[0]['params']:,}",
+            "epochs": f"{summaries[0]['epochs']:.0f}",
+            "commit": ", ".join(sorted({f["git"]["commit"][:7] for f in facts})),
+            "minutes": f"{median(s['seconds'] for s in summaries) / 60:.0f}",
+            "n": str(len(runs)),
+        }
+        for split, shown in (("valid", "validation"), ("test", "test")):
+            ppls = [summary[split]["static"]["ppl"] for summary in summaries]
+            row[shown] = f"{fmean(ppls):.2f}"
+            row[shown] += f" ± {stdev(ppls):.2f}" if len(ppls) > 1 else ""
+        compared = read_json(FOLDER / name / f"{setting}.json")
+        for split, shown in (("valid", "validation"), ("test", "test")):
+            row[f"nats beside the first, {shown}"] = ""
+            if compared:
+                found = compared["static"][split]
+                low, high = found["interval"]
+                row[f"nats beside the first, {shown}"] = (
+                    f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+                )
+        rows.append(row)
+    return rows
+
+
 def curve_rows(*names: str) -> list[dict[str, str]]:
     """Validation while training at equal epochs, a row for each that all of the runs have."""
     curves = []
@@ -197,6 +235,7 @@ def table(asked: str) -> str:
         "sweep": sweep_rows,
         "pieces": piece_rows,
         "grid": grid_rows,
+        "seeds": seed_rows,
         "curve": curve_rows,
     }
     return markdown_table(kinds[kind](*names))

@@ -80,9 +80,16 @@ def test_a_comparison_is_paired_and_has_an_interval(runs: Path) -> None:
     difference = (static[0]["nats"] - static[1]["nats"]) / static[0]["words"]
     assert f"A − B = {difference:+.4f} nats/word [" in done.stdout
     assert "10,000 resamples" in done.stdout
-    seeds = call("scripts/evaluate.py", ["compare=[[r0,r2],[r2,r0]]"], runs)
-    assert "A − B = +0.0000 nats/word [+0.0000, +0.0000]" in seeds.stdout
+    seeds = call("scripts/evaluate.py", ["compare=[[r0,r2],[r2,r0]]", "out=both.json"], runs)
+    assert "A − B = +0.0000 nats/word [-" in seeds.stdout and "and of the runs" in seeds.stdout
     assert "(n = 2)" in seeds.stdout
+    found = json.loads((runs / "both.json").read_text())
+    assert found["A"] == ["r0", "r2"] and found["B"] == ["r2", "r0"]
+    test = found["static"]["test"]
+    assert test["ppl"] == [[s["ppl"] for s in static], [s["ppl"] for s in static[::-1]]]
+    low, high = test["interval"]
+    # With the runs drawn anew, five draws of sixteen differ by half of it or more, as many by -half.
+    assert low <= -abs(difference) / 2 < abs(difference) / 2 <= high
 
 
 def test_models_that_know_other_words_are_not_compared_silently(

@@ -3,22 +3,25 @@
 python scripts/evaluate.py run=RUN_DIR evaluators=[static,dynamic,cache,mc_dropout]
 python scripts/evaluate.py run=RUN_DIR evaluators=[dynamic] evaluators.dynamic.lr=[1e-4,3e-4]
 python scripts/evaluate.py compare=[RUN_A,RUN_B]
-python scripts/evaluate.py compare=[[A_SEED1,A_SEED2],[B_SEED1,B_SEED2]]
+python scripts/evaluate.py compare=[[A_SEED1,A_SEED2],[B_SEED1,B_SEED2]] out=FILE.json
 
 The evaluators are the files of configs/evaluators; their settings are in docs/options.md. Those
 that are lists are tuned on the validation text, and test is scored once. The
-run's summary.json takes the scores in; tuning.json holds every trial. What else may be given, as
-to train.py: data.dir, data.cache_dir, trainer.device, trainer.threads.
+run's summary.json takes the scores in; tuning.json holds every trial. The differences of a
+comparison go to out as well, if it is given. What else may be given, as to train.py: data.dir,
+data.cache_dir, trainer.device, trainer.threads.
 """
 
 import logging
 import sys
 from functools import partial
+from pathlib import Path
 
 import yaml
 
 from mogrifier_lm.config import Config
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import write_json
 from mogrifier_lm.launch.cli import script
 from mogrifier_lm.launch.job import compose
 from mogrifier_lm.launch.overrides import resume_config
@@ -30,9 +33,11 @@ from mogrifier_lm.terminal import plain
 SCORABLE = ("evaluators", "data.dir=", "data.cache_dir=", "trainer.device=", "trainer.threads=")
 
 
-def main(*overrides: str, run: str = "", compare: str = "") -> None:
+def main(*overrides: str, run: str = "", compare: str = "", out: Path | None = None) -> None:
     if bool(run) == bool(compare):
         raise UserError("give either run=RUN_DIR or compare=[RUN_A,RUN_B]")
+    if run and out:
+        raise UserError("out= is of compare=; a run's scores go to its own summary.json")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     node = compose(overrides)
 
@@ -53,10 +58,13 @@ def main(*overrides: str, run: str = "", compare: str = "") -> None:
         raise UserError(
             f"compare={compare}: compare=[RUN_A,RUN_B] takes two runs, or two lists of runs"
         )
-    runs = [[load(f) for f in (side if isinstance(side, list) else [side])] for side in sides]
+    sides = [side if isinstance(side, list) else [side] for side in sides]
+    runs = [[load(path) for path in side] for side in sides]
     from mogrifier_lm.reports.compare import compare_runs
 
-    compare_runs(runs)
+    figures = compare_runs(runs)
+    if out:
+        write_json(out, {"A": sides[0], "B": sides[1]} | figures)
 
 
 command = partial(script, main)
