@@ -11,20 +11,17 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -33,13 +30,12 @@ from mogrifier_lm.config import (
     Config,
     load_config,
     portable,
-    read_yaml,
     save_config,
     validate,
 )
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json, write_json
-from mogrifier_lm.launch.explain import explain
+from mogrifier_lm.launch.explain import EXPECTED, explain
 from mogrifier_lm.launch.overrides import (
     as_chosen,
     as_meant,
@@ -48,13 +44,11 @@ from mogrifier_lm.launch.overrides import (
     without_effect,
 )
 from mogrifier_lm.launch.signals import Interrupted, end_by, endable
+from mogrifier_lm.launch.sweep_report import report_sweep
 from mogrifier_lm.launch.tracked import get_text, tracked_run
 from mogrifier_lm.machine import PROCESSES, RANK
-from mogrifier_lm.reports.folders import Run
 from mogrifier_lm.reports.table import objective
 from mogrifier_lm.runs.folder import (
-    MULTIRUN,
-    REPORT,
     RunFolder,
     Status,
     check_inside,
@@ -249,9 +243,14 @@ def _job(node: DictConfig, folder: RunFolder) -> float:
         try:
             with folder.locked():
                 return run_in(node, folder, overrides)
+        except EXPECTED as error:
+            if node.debug:
+                raise
+            # Raised as it is Hydra would say first that a job has failed.
+            raise SystemExit(f"error: {explain(error)}") from None
         finally:
             if sweep := folder.sweep():  # a run of a sweep goes on alone
-                _report(sweep)
+                report_sweep(sweep)
     if PROCESSES > 1:
         raise UserError("torchrun is for one run; a sweep is started without it")
     if "basic" not in hydra_config.launcher._target_:
@@ -262,7 +261,7 @@ def _job(node: DictConfig, folder: RunFolder) -> float:
     except Exception as error:
         reason = explain(error) or type(error).__name__
     finally:
-        _report(folder.path.parent)
+        report_sweep(folder.path.parent)
     # A new error: Hydra keeps it to the end of the sweep, and the old one's frames hold the model.
     raise UserError(f"{folder}: {reason}")
 
@@ -332,13 +331,15 @@ def run_in(
         reason = explain(error) or type(error).__name__
         if isinstance(error, SystemExit):  # raised by submitit, when SLURM sends its signal
             reason = "at its time limit or preempted; it goes on when the queue starts it again"
-        log.error("run %s: %s", status, reason)
+        if in_sweep:  # alone it ends with these words
+            log.error("run %s: %s", status, reason)
         with suppress(UserError, OSError):  # where the disk is full the error has said so
             # A command that is refused leaves the run that is there alone.
             if not completed and (begun or not holds_run):
                 folder.end(status, reason, seed=node.seed)
             with open(folder.log, "a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
+                file.write(f"run {status}: {reason}\n" * (not in_sweep))
         if isinstance(error, KeyboardInterrupt) and begun:
             typed = (
                 f"hydra.sweep.dir={shown(folder.path.parent)}" if in_sweep else f"resume={folder}"
@@ -346,55 +347,3 @@ def run_in(
             command = "the same command with" if in_sweep else "python train.py"
             raise KeyboardInterrupt(f"{command} {shlex.quote(typed)} goes on") from error
         raise
-
-
-def grid(sweep_dir: Path) -> list[dict[str, str]]:
-    """The overrides of every run that the command of a sweep asks for.
-
-    [] where a search decides, or where the file is not as Hydra writes it.
-    """
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    try:
-        sweep = read_yaml(sweep_dir / MULTIRUN)["hydra"]
-        params = [f"{key}={value}" for key, value in (sweep["sweeper"].get("params") or {}).items()]
-        parsed = parser.parse_overrides([*params, *sweep["overrides"]["task"]])
-        return [as_values(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
-    except (HydraException, UserError, AttributeError, KeyError, TypeError):
-        return []
-
-
-def _report(sweep_dir: Path) -> None:
-    """Write the report of a sweep as far as it is, and say how far that is."""
-    from mogrifier_lm.reports.folders import ended, progress
-
-    def has_ended(runs: Sequence[Run]) -> bool:
-        jobs, began = grid(sweep_dir), (sweep_dir / MULTIRUN).stat().st_mtime
-        path = shown(sweep_dir) / REPORT / "sweep.md"
-        log.info("%s: %s", path, progress(runs, jobs, began))
-        return ended(runs, jobs, began)
-
-    update_report(sweep_dir, has_ended)
-
-
-def update_report(folder: Path, ended: Callable[[Sequence[Run]], bool] = lambda _: False) -> None:
-    """Write the report of a sweep or a search as far as it is; a failure is a warning.
-
-    Args:
-        folder: of its runs.
-        ended: whether it has, seen its runs: then W&B gets its summary.
-    """
-    try:
-        from mogrifier_lm.reports.folders import read_runs
-        from mogrifier_lm.reports.report import write_report
-
-        with locked(folder / REPORT, wait=True):
-            runs = read_runs([folder])
-            begun = next((run.folder for run in runs if run.folder.has_begun()), None)
-            formats = load_config(begun.config).report.formats if begun else []
-            write_report(runs, folder / REPORT, formats)
-            if ended(runs):
-                from mogrifier_lm.tracking.sweep_summary import track_sweep
-
-                track_sweep(runs, folder)
-    except Exception:  # the runs are worth more than their report
-        log.warning("the report of %s is not written", folder, exc_info=True)

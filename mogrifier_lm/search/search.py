@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import write_json
 from mogrifier_lm.launch import cli
-from mogrifier_lm.launch.job import update_report
 from mogrifier_lm.launch.overrides import as_values, quoted
+from mogrifier_lm.launch.sweep_report import update_report
 from mogrifier_lm.machine import lent_cores
 from mogrifier_lm.reports.folders import STUDY, about
 from mogrifier_lm.reports.table import objective

@@ -88,7 +88,7 @@ def test_a_comparison_is_paired_and_has_an_interval(runs: Path) -> None:
     test = found["static"]["test"]
     assert test["ppl"] == [[s["ppl"] for s in static], [s["ppl"] for s in static[::-1]]]
     low, high = test["interval"]
-    # With the runs drawn anew, five draws of sixteen differ by half of it or more, as many by -half.
+    # Five draws of the runs in sixteen differ by half of it or more, as many by as much less.
     assert low <= -abs(difference) / 2 < abs(difference) / 2 <= high
 
 

@@ -203,8 +203,9 @@ def test_bad_input_is_one_clear_line(override: str, small: list[str], tmp_path: 
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and BAD[override] in last
     assert not list(tmp_path.rglob("checkpoints"))
+    assert done.stderr.count("\n") == 1 and "error" not in done.stdout
     if override in EARLY:
-        assert done.stderr.strip() == last and not done.stdout and not [*tmp_path.iterdir()]
+        assert not done.stdout and not [*tmp_path.iterdir()]
     for path in tmp_path.rglob("summary.json"):
         assert json.loads(path.read_text())["status"] == "failed"
 
