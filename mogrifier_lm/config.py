@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.evaluators import EvaluatorsConfig
-from mogrifier_lm.files import read_text, write_whole
+from mogrifier_lm.files import read_bytes, write_whole
 from mogrifier_lm.option import SEED, Interval, option
 from mogrifier_lm.options import (
     DataConfig,
@@ -36,7 +36,8 @@ from mogrifier_lm.terminal import plain
 _HERE = Path(__file__).resolve().parent
 CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
-MAX_YAML, MAX_DEPTH = 2**18, 20  # bytes, and levels of nesting, of a yaml file that is read
+# Bytes, levels of nesting, and parts of a yaml file that is read.
+MAX_YAML, MAX_DEPTH, MAX_PARTS = 2**18, 20, 2**14
 
 
 @dataclass(kw_only=True)
@@ -169,7 +170,7 @@ def _over_defaults(values: Any, path: Path | None = None) -> DictConfig:
         config = OmegaConf.merge(OmegaConf.structured(Config), values)
     except ConfigKeyError as error:
         raise UserError(f"{of_file}unknown key {error.full_key}") from error
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, OverflowError) as error:
         raise UserError(f"{of_file}{one_line(error)}") from error
     assert isinstance(config, DictConfig)
     return config
@@ -215,13 +216,14 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         UserError: it is damaged, too large, or could grow: an alias stands for any part of it.
     """
     try:
-        text, depth = read_text(path, MAX_YAML), 0
-        for event in yaml.parse(text, yaml.SafeLoader):
+        text, depth = read_bytes(path, MAX_YAML).decode(), 0
+        for number, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
-                raise ValueError("it holds an alias, or is nested too deep")
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH or number > MAX_PARTS:
+                raise ValueError("it holds an alias, is nested too deep, or has too many parts")
         values = OmegaConf.to_container(OmegaConf.create(text))
+        repr(values)  # a number of so many digits that no message can show it is a ValueError
     except UserError:
         raise
     except (yaml.YAMLError, ValueError, AssertionError) as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from mogrifier_lm.errors import UserError
 from mogrifier_lm.terminal import plain, shown
 
 MAX_JSON = 2**25  # bytes: a vocabulary of a million words is half of it
+MAX_PARTS = 2**20  # lists and objects in it
 ORPHANS = ".*.tmp"
 """What `replacing` leaves behind where its process is killed."""
 ABANDONED = 24 * 3600.0
@@ -46,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     for orphan in path.parent.glob(f".{path.name}.*.tmp"):
         if time.time() - orphan.stat().st_mtime > ABANDONED:
             _remove(orphan)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    new = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"  # also of /, to be refused
     try:
         with naming(path):
             yield new
@@ -97,8 +99,9 @@ def flush(path: Path) -> None:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file, whole or not at all."""
+    raw = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
     with replacing(path) as new:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        new.write_bytes(raw)
 
 
 def fill_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -120,22 +123,27 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(standard, indent=2) + "\n")
 
 
-def read_text(path: Path, most: int) -> str:
-    """A file in UTF-8 of at most so many bytes.
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file of at most so many bytes.
 
     Raises:
-        UserError: it is larger; one that is not UTF-8 is a `UnicodeDecodeError`.
+        UserError: it is larger.
     """
     with path.open("rb") as file:
         raw = file.read(most + 1)
     if len(raw) > most:
         raise UserError(f"{path} is larger than {most:,} bytes, which no run writes")
-    return raw.decode()
+    return raw
 
 
-def parse_json(text: str | bytes) -> Any:
-    """As `json.loads`; an integer that no 64 bits hold is a float, whose digits have an end."""
-    return json.loads(text, parse_int=lambda x: int(x) if len(x) < 20 else float(x))
+def parse_json(raw: bytes) -> Any:
+    """As `json.loads`; an integer that no 64 bits hold is a float, whose digits have an end.
+
+    Of many empty objects each would take fifty times its bytes of memory.
+    """
+    if raw.count(b"[") + raw.count(b"{") > MAX_PARTS:
+        raise ValueError("it has too many parts")
+    return json.loads(raw, parse_int=lambda x: int(x) if len(x) < 20 else float(x))
 
 
 def read_json(path: Path, shape: Any = dict, required: bool = False) -> dict[str, Any]:
@@ -151,13 +159,14 @@ def read_json(path: Path, shape: Any = dict, required: bool = False) -> dict[str
     Raises:
         UserError: it is damaged, holds something else, or is `required` and not there.
     """
-    if not (required or path.is_file()):
-        return {}
+    if not path.is_file():
+        if not required:
+            return {}
+        raise UserError(f"no {path.name} in {path.parent}, so it is not a whole run")
+    raw = read_bytes(path, MAX_JSON)
     try:
-        values: dict[str, Any] = parse_json(read_text(path, MAX_JSON))
-    except FileNotFoundError:
-        raise UserError(f"no {path.name} in {path.parent}, so it is not a whole run") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        values: dict[str, Any] = parse_json(raw)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     check_shape(values, shape, path)
     return values
@@ -165,10 +174,11 @@ def read_json(path: Path, shape: Any = dict, required: bool = False) -> dict[str
 
 def check_shape(value: Any, shape: Any, path: Path, name: str = "") -> None:
     """Raises `UserError` where what a file holds has not the shape, see `read_json`."""
+    endless = isinstance(value, float) and not math.isfinite(value)
     if isinstance(shape, tuple):
         shape = shape[isinstance(value, dict)]
     if isinstance(shape, dict) and isinstance(value, dict):
         for key in value if str in shape else shape:
             check_shape(value.get(key), shape.get(str, shape.get(key)), path, f"{name}.{key}")
-    elif isinstance(shape, dict) or not isinstance(value, shape):
+    elif endless or isinstance(shape, dict) or not isinstance(value, shape):
         raise UserError(f"{path} is damaged: {plain(name[1:]) or 'it'} is not what a run writes")

@@ -290,3 +290,15 @@ def test_a_config_without_a_version_has_its_old_meaning(tmp_path: Path) -> None:
     assert config.evaluators.mc_dropout.window == config.trainer.bptt
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"seed: 0x{'f' * 5000}", f"version: 0b{'1' * 20_000}", f"seed: 1{':59' * 4000}",
+     f"trainer: {{clip: 0x{'e' * 400}}}", f"data: {{shares: [{'1,' * 50_000}]}}"],
+)  # fmt: skip
+def test_numbers_and_lists_without_end_are_one_line(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        load_config(path)

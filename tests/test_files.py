@@ -21,7 +21,8 @@ def test_values_come_back_and_damage_is_named(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"ppl": None, "list": [1.5, None, {"a": None}], "n": [2]}
     write_json(path, {"ppl": 1.5})
     assert read_json(path) == {"ppl": 1.5} and [p.name for p in tmp_path.iterdir()] == [path.name]
-    for damage in (b'{"ppl": 1.', b"", b"\xff", b"[1]", 10**5 * b"["):
+    many = b'{"x": [' + b"{}," * 2**20 + b"0]}"
+    for damage in (b'{"ppl": 1.', b"", b"\xff", b"[1]", 10**5 * b"[", many):
         path.write_bytes(damage)
         with pytest.raises(UserError, match=r"summary\.json is damaged"):
             read_json(path)
@@ -39,6 +40,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "old", "nothing was made"
     with pytest.raises(UserError, match=r"nowhere/b\.txt cannot be written: No such file"):
         write_whole(tmp_path / "nowhere" / "b.txt", "")
+
+
+def test_a_folder_without_a_name_and_half_a_character_are_no_surprise(tmp_path: Path) -> None:
+    for folder in (Path("/"), tmp_path):
+        with pytest.raises(UserError, match="cannot be written"):
+            write_whole(folder, "text")
+    write_whole(tmp_path / "a.txt", "a\udce9b")
+    assert (tmp_path / "a.txt").read_text() == "a\\udce9b"
 
 
 def test_a_folder_is_made_once(tmp_path: Path) -> None:

@@ -3,12 +3,17 @@
 import csv
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
+import hydra
 import pytest
 
+from mogrifier_lm.config import CONFIG_DIR
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.launch.explain import explain
+from mogrifier_lm.launch.job import check_run
+from mogrifier_lm.launch.sweep_report import grid, update_report
 from mogrifier_lm.reports.folders import read_runs
 from mogrifier_lm.reports.report import write_report
 from mogrifier_lm.reports.table import markdown_text
@@ -65,7 +70,7 @@ def test_a_terminal_is_told_nothing() -> None:
 
 
 def test_a_report_holds_no_formula_and_no_html(tmp_path: Path) -> None:
-    values = ["=1+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3", "+x", "-1.5", "<img src=x>", "\x1b[2J"]
+    values = ["=1+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3", "\t=x", "-1.5", "<img src=x>", "\x1b[2J"]
     for i, value in enumerate(values):
         run = tmp_path / str(i)
         run.mkdir()
@@ -82,6 +87,61 @@ def test_a_report_holds_no_formula_and_no_html(tmp_path: Path) -> None:
     assert "\x1b" not in page and "](http" not in page
     assert page.count("<") == page.count("\\<") > 0
     assert markdown_text("a\\<b") == "a\\\\\\<b", "the mark that takes a meaning away keeps its own"
+
+
+def test_a_report_is_not_written_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    outside, run = tmp_path / "outside", tmp_path / "sweep/0"
+    outside.mkdir()
+    run.mkdir(parents=True)
+    (run / "overrides.json").write_text('{"seed": "1"}')
+    (tmp_path / "sweep/report").symlink_to(outside)
+    with pytest.raises(SystemExit):
+        main("scripts/report.py", ["sweep"])
+    assert "sweep/report is a link out of the folder" in capsys.readouterr().err
+    update_report(Path("sweep"))
+    assert "not written: sweep/report is a link" in caplog.text and "Traceback" not in caplog.text
+    assert not [*outside.iterdir()]
+
+
+def test_a_strangers_sweep_is_not_counted_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "multirun.yaml"
+    for params, task in (
+        ("{seed: 'range(0,1000000000)'}", "[]"),
+        ("{seed: 'range(0,1,1e-9)'}", "[]"),
+        ("{}", "['seed=range(0,5000)', 'model.rounds=range(0,5000)']"),
+        ("{}", f"['seed={'[' * 900}']"),
+        ("[1]", "5"),
+    ):
+        text = f"hydra: {{sweeper: {{params: {params}}}, overrides: {{task: {task}}}}}\n"
+        path.write_text(text)
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+            assert grid(tmp_path) == []
+    path.write_text(
+        "hydra: {sweeper: {params: {seed: 'range(3,1,-1)'}}, overrides: {task: [a=b]}}\n"
+    )
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        found = grid(tmp_path)
+    assert found == [{"seed": "3", "a": "b"}, {"seed": "2", "a": "b"}]
+
+
+@pytest.mark.parametrize("sweep", ["seed=range(0,9876543210)", "trainer.clip=range(0.1,0.2,1e-8)"])
+def test_a_sweep_that_nobody_waits_for_is_refused(sweep: str) -> None:
+    with pytest.raises(UserError, match="a sweep of more than 100,000 runs: give fewer values"):
+        check_run(["-m", "tracker=none", sweep])
+
+
+def test_a_log_of_one_line_without_end_is_read_in_parts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_bytes(b'{"tokens": 1}\n')
+    os.truncate(folder.metrics, 2**31)
+    tracemalloc.start()
+    assert list(folder.rows()) == [{"tokens": 1}]
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

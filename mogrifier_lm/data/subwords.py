@@ -19,7 +19,7 @@ from mogrifier_lm.data.tokenizer import (
     WordTokenizer,
 )
 from mogrifier_lm.errors import UserError, one_line
-from mogrifier_lm.files import read_json, write_whole
+from mogrifier_lm.files import MAX_JSON, read_bytes, read_json, write_whole
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -123,7 +123,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path, values: Mapping[str, Any], form: Form) -> Self:
-        return cls(path.with_suffix(".model").read_bytes(), form)
+        return cls(read_bytes(path.with_suffix(".model"), MAX_JSON), form)
 
 
 def _without_unknowns(blocks: Blocks) -> Iterator[str]:
@@ -151,7 +151,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         values = read_json(path, required=True)
         form = Form(**values.get("form", {}))
-        return TOKENIZERS[values["name"]].load(path, values, form)
+        tokenizer = TOKENIZERS[values["name"]].load(path, values, form)
+        if (crc := tokenizer.checksum()) != values.get("crc32", crc):  # an older file has none
+            raise ValueError("its checksum is another one")
+        return tokenizer
     except FileNotFoundError as error:
         raise UserError(f"no tokenizer: {error.filename} is missing") from error
     except UserError:

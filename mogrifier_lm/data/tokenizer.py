@@ -2,6 +2,7 @@
 
 import abc
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -71,12 +72,16 @@ class Tokenizer(abc.ABC):
 
     def save(self, path: Path) -> None:
         """Write the file that `load_tokenizer` reads."""
-        values = {"name": self.name, **self._values()}
+        values = {"name": self.name, "crc32": self.checksum(), **self._values()}
         values |= {"form": asdict(self.form)} if self.form != PLAIN else {}
         write_whole(path, json.dumps(values, ensure_ascii=False))
 
+    def checksum(self) -> int:
+        """Of all that decides which tokens a text becomes."""
+        return zlib.crc32(repr((self.vocabulary, self.form, vars(self).get("model"))).encode())
+
     def _values(self) -> dict[str, Any]:
-        """What the file holds beside the name and the form."""
+        """What the file holds beside the name, the checksum and the form."""
         return {}
 
     @classmethod

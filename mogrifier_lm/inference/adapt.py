@@ -132,9 +132,10 @@ def _saved(
         raise ValueError(f"settings out of range: {settings}")
     for name, p in model.named_parameters() if settings["rule"] == "rms" else ():
         found = tensors[name]
-        if found.shape != p.shape:
-            raise ValueError(f"{name} is of another model")
-        rms.append(_decoded(found, *spans[name]) if name in spans else found)
+        found = (_decoded(found, *spans[name]) if name in spans else found).to(p.dtype)
+        if found.shape != p.shape or not found.isfinite().all():
+            raise ValueError(f"{name} is of another model, or holds no numbers")
+        rms.append(found)
     return Adaptation(model, settings, rms)
 
 

@@ -1,5 +1,6 @@
 """Text of a trained model's own."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,9 +48,8 @@ class Sampling:
 
     def probabilities(self, log_p_BV: Tensor) -> Tensor:
         """Not normalised, [B, V]; `log_p_BV` has the temperature in it."""
-        p_BV = log_p_BV.exp()
-        if self.banned:
-            p_BV[:, list(self.banned)] = 0
+        log_p_BV[:, list(self.banned)] = -math.inf  # then the rest may be too small a share
+        p_BV = (log_p_BV - log_p_BV.amax(1, keepdim=True)).exp()
         if self.top_k and self.top_k < p_BV.shape[1]:
             least_B1 = p_BV.topk(self.top_k, 1).values[:, -1:]
             p_BV = p_BV.masked_fill(p_BV < least_B1, 0)
@@ -58,7 +58,7 @@ class Sampling:
             sorted_BV, order_BV = p_BV.sort(1, descending=True)
             before_BV = sorted_BV.cumsum(1) - sorted_BV
             p_BV = torch.zeros_like(p_BV).scatter(
-                1, order_BV, sorted_BV.masked_fill(before_BV >= self.top_p, 0)
+                1, order_BV, sorted_BV.masked_fill(before_BV >= max(self.top_p, 1e-30), 0)
             )
         return p_BV
 

@@ -56,7 +56,8 @@ def guarded(main: Callable[[], Any], after_interrupt: str = "") -> None:
         if debug or not (launched or is_of_composing(error)):
             raise
         line = of_launcher(error) if launched else explain(error)
-        print(f"error: {plain(line)}", file=sys.stderr)
+        why = "" if str(error) or launched else "Hydra does not take what was given: "
+        print(f"error: {why}{plain(line)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:  # it says what goes on, where a run has begun
         print(f"interrupted{f'; {error}' if str(error) else after_interrupt}", file=sys.stderr)

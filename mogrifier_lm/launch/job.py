@@ -40,6 +40,7 @@ from mogrifier_lm.launch.overrides import (
     as_chosen,
     as_meant,
     as_values,
+    check_grid,
     resume_config,
     without_effect,
 )
@@ -185,9 +186,11 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
 def check_run(arguments: Sequence[str]) -> None:
     """Refuse a command, and a run that begins as `validate` does, before it has a folder."""
     check_command(arguments)
+    parser = OverridesParser.create()
+    given = [a for a in arguments if "=" in a and not a.startswith("-")]
+    check_grid(map(parser.parse_override, given))
     if any(argument.startswith("-") for argument in arguments):
         return
-    parser = OverridesParser.create()
     single = [a for a in arguments if not parser.parse_override(a).is_sweep_override()]
     node, own = _composed(single)
     if own.mode != RunMode.MULTIRUN and not node.resume:

@@ -1,10 +1,13 @@
 """What KEY=VALUE means: in Hydra's grammar, beside other settings, and to a run that goes on."""
 
+import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from mogrifier_lm.config import Config, load_config, validate
@@ -22,6 +25,27 @@ def quoted(text: str) -> str:
         return text
     # A backslash is one except before a quote.
     return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), text) + "'"
+
+
+MOST_RUNS = 100_000  # of a sweep: Hydra makes a list of them all first
+
+
+def check_grid(overrides: Iterable[Override]) -> None:
+    """Refuse the sweep over more values than anyone waits for.
+
+    Raises:
+        UserError: it has more than MOST_RUNS runs.
+    """
+    runs = 1.0
+    for override in overrides:
+        values: Any = override.value()
+        if isinstance(values, ChoiceSweep):
+            runs *= len(values.list)
+        elif isinstance(values, RangeSweep):
+            span = min(abs((values.stop or 0) - (values.start or 0)), 1e18)
+            runs *= max(1, span / abs(values.step)) if values.step else math.inf
+    if runs > MOST_RUNS:
+        raise UserError(f"a sweep of more than {MOST_RUNS:,} runs: give fewer values")
 
 
 # Keys whose value is one path, which is meant as it is typed.

@@ -14,9 +14,10 @@ from hydra.errors import HydraException
 
 from mogrifier_lm.config import load_config, read_yaml
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.launch.overrides import as_values
+from mogrifier_lm.launch.explain import EXPECTED, explain
+from mogrifier_lm.launch.overrides import as_values, check_grid
 from mogrifier_lm.reports.folders import Run
-from mogrifier_lm.runs.folder import MULTIRUN, REPORT, locked
+from mogrifier_lm.runs.folder import MULTIRUN, REPORT, check_inside, locked
 from mogrifier_lm.terminal import shown
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ def grid(sweep_dir: Path) -> list[dict[str, str]]:
         sweep = read_yaml(sweep_dir / MULTIRUN)["hydra"]
         params = [f"{key}={value}" for key, value in (sweep["sweeper"].get("params") or {}).items()]
         parsed = parser.parse_overrides([*params, *sweep["overrides"]["task"]])
+        check_grid(parsed)
         return [as_values(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
-    except (HydraException, UserError, AttributeError, KeyError, TypeError):
+    except (HydraException, UserError, LookupError, AttributeError, TypeError, RecursionError):
         return []
 
 
@@ -61,6 +63,7 @@ def update_report(folder: Path, ended: Callable[[Sequence[Run]], bool] = lambda 
         from mogrifier_lm.reports.folders import read_runs
         from mogrifier_lm.reports.report import write_report
 
+        check_inside(folder)
         with locked(folder / REPORT, wait=True):
             runs = read_runs([folder])
             begun = next((run.folder for run in runs if run.folder.has_begun()), None)
@@ -70,5 +73,7 @@ def update_report(folder: Path, ended: Callable[[Sequence[Run]], bool] = lambda 
                 from mogrifier_lm.tracking.sweep_summary import track_sweep
 
                 track_sweep(runs, folder)
-    except Exception:  # the runs are worth more than their report
+    except EXPECTED as error:  # the runs are worth more than their report
+        log.warning("the report of %s is not written: %s", folder, explain(error))
+    except Exception:
         log.warning("the report of %s is not written", folder, exc_info=True)

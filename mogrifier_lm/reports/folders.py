@@ -19,7 +19,7 @@ from typing import Any
 from mogrifier_lm.config import read_yaml
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.files import read_json
-from mogrifier_lm.reports.table import shown_ppl
+from mogrifier_lm.reports.table import LIMIT, shown_ppl
 from mogrifier_lm.runs.folder import MULTIRUN, RunFolder, Status
 
 # Overrides that summary.json tells of where a run was begun without them.
@@ -148,9 +148,9 @@ def swept(runs: Sequence[Run]) -> list[str]:
 
 
 def number(text: str) -> float:
-    """Infinity for what is not one."""
+    """Infinity for what is not one, or none that a plot can take."""
     try:
-        return float(text)
+        return value if abs(value := float(text)) < LIMIT else math.inf
     except ValueError:
         return math.inf
 
@@ -170,7 +170,7 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation of the numbers that are known; nan where there is none."""
-    known = [value for value in values if not math.isnan(value)]
+    known = [value for value in values if abs(value) < LIMIT]
     return fmean(known) if known else math.nan, stdev(known) if len(known) > 1 else math.nan
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from mogrifier_lm.files import replacing
 from mogrifier_lm.inference.gates import Gates
-from mogrifier_lm.reports.plots import can_plot, pyplot, save
+from mogrifier_lm.reports.plots import can_plot, caption, pyplot, save
 
 FEATURES = 16  # of x and of h, shown in a picture
 VALUES, FACTORS = "PuOr", "PRGn"  # colours that all eyes tell apart
@@ -38,7 +38,8 @@ def plot_moved(gates: Gates, path: Path) -> None:
         for spine in axis.spines.values():
             spine.set_visible(False)
     words = np.arange(len(gates.words)) + 0.5
-    axes[-1, 0].set_xticks(words, gates.words, rotation=60, ha="right", rotation_mode="anchor")
+    names = [caption(word) for word in gates.words]
+    axes[-1, 0].set_xticks(words, names, rotation=60, ha="right", rotation_mode="anchor")
     figure.colorbar(cells, ax=axes[:, 0], label="root mean square of ln(gate)")
     figure.suptitle("how far x and h are moved, by round and word", fontsize="medium")
     with replacing(path) as new:
@@ -86,7 +87,8 @@ def plot_interaction(gates: Gates, path: Path, word: int, layer: int = 1) -> Non
     axis.set_ylim(1.72, -0.72)
     axis.axis("off")
     near = " ".join(gates.words[max(1, word - 5) : word])
-    axis.set_title(f"layer {layer} reads «{gates.words[word]}» after «{near}»", fontsize="medium")
+    title = caption(f"layer {layer} reads «{gates.words[word]}» after «{near}»")
+    axis.set_title(title, fontsize="medium")
     bars = (
         (VALUES, "x and h; 1 is the largest before the rounds", (-1, 1)),
         (FACTORS, "gate", (0, 2)),

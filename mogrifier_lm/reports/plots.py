@@ -1,11 +1,14 @@
 """Plots: what they share, and the curves of one run."""
 
 import logging
+import math
 from pathlib import Path
 from typing import IO, Any
 
 from mogrifier_lm.files import replacing
+from mogrifier_lm.reports.table import LIMIT
 from mogrifier_lm.runs.folder import RunFolder
+from mogrifier_lm.terminal import plain
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,16 @@ def look(i: int, n: int) -> dict[str, Any]:
     return {"color": pyplot().get_cmap("viridis")(shade), "marker": "osD^vPX*"[i % 8]}
 
 
+def caption(text: str, most: int = 60) -> str:
+    """A text of anybody's as matplotlib shows it: no formula between dollars, no endless line."""
+    return plain(text if len(text) <= most else f"{text[:most]}…").replace("$", r"\$")
+
+
+def drawn(value: Any) -> float:
+    """A number that an axis can take, logarithmic ones too; nan, which is left out, for others."""
+    return value if isinstance(value, int | float) and 1 / LIMIT < value < LIMIT else math.nan
+
+
 def save(figure: Any, file: Path | IO[str]) -> None:
     """Write a figure, as png, pdf or svg by the file's ending, to a stream as svg; close it."""
     if isinstance(file, Path):  # under the free name that it has while it is written, too
@@ -73,7 +86,8 @@ def plot_curves(folder: RunFolder, kind: str = "png") -> Path | None:
     plt = pyplot()
 
     def series(key: str) -> tuple[list[float], list[float]]:
-        rows = [(row["tokens"] / 1e6, row[key]) for row in folder.rows(key)]
+        rows = [(drawn(row["tokens"] / 1e6), drawn(row[key])) for row in folder.rows(key)]
+        rows = [row for row in rows if not math.isnan(sum(row))]
         return [x for x, _ in rows], [y for _, y in rows]
 
     data = folder.read_provenance().get("data", {}).get("name")
@@ -94,10 +108,10 @@ def plot_curves(folder: RunFolder, kind: str = "png") -> Path | None:
             ha="right",
             color="C0",
         )
-    if floor:
+    if floor and not math.isnan(drawn(floor)):
         text = f"floor, the source itself: {floor:.2f}"
         top.axhline(floor, color="0.3", linestyle="--", linewidth=1, label=text)
-    top.set_title(f"{folder}: {data}" if data else str(folder), fontsize="medium")
+    top.set_title(caption(f"{folder}: {data}" if data else str(folder), 300), fontsize="medium")
     top.set_yscale("log")
     top.margins(y=0.12)  # room for the figure
     ticks = plt.LogLocator(subs=(1.0, 2.0, 5.0))

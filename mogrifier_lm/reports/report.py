@@ -52,7 +52,8 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = plain(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and number(text) == inf else text
+    formula = text.lstrip().startswith(("=", "+", "-", "@"))
+    return f"'{text}" if formula and number(text) == inf else text
 
 
 def write_report(runs: Runs, folder: Path, formats: Sequence[str] = ()) -> None:

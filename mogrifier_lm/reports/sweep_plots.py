@@ -15,7 +15,7 @@ from mogrifier_lm.reports.folders import (
     span,
     swept,
 )
-from mogrifier_lm.reports.plots import look, pyplot, save
+from mogrifier_lm.reports.plots import caption, drawn, look, pyplot, save
 
 ROUNDS = "model.rounds"
 PAPER = (57.5, 56.4, 55.5, 54.8, 54.1, 54.3, 54.6)
@@ -85,13 +85,13 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     ppl, speed = places["ppl"], places["speed"]
     speed.sharex(ppl)
     ppl.tick_params(labelbottom=False)
-    for i, (label, points) in enumerate(lines.items()):
+    for i, (name, points) in enumerate(lines.items()):
         style = look(i, len(lines))
         seen = [(x, run) for x, group in points for run in group]
         counts = span([len(group) for _, group in points])
         at = [group for _, group in points]
-        found_ppls = [[run.ppl("valid", names[0]) for run in group] for group in at]
-        speeds = [[run.summary["tokens_per_second"] for run in group] for group in at]
+        found_ppls = [[drawn(run.ppl("valid", names[0])) for run in group] for group in at]
+        speeds = [[drawn(run.summary["tokens_per_second"]) for run in group] for group in at]
         for panel, values in ((ppl, found_ppls), (speed, speeds)):
             stats = [mean_sd(of_group) for of_group in values]
             panel.errorbar(
@@ -100,16 +100,16 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
                 yerr=[0 if math.isnan(sd) else sd for _, sd in stats],
                 linestyle="-" if x_key else "none",
                 capsize=3,
-                label=f"{label} (n = {counts})",
+                label=f"{caption(name)} (n = {counts})",
                 **style,
             )
         dots = {"s": 10, "color": style["color"], "alpha": 0.5, "zorder": 3}
         ppls = sum(found_ppls, start=[])
         ppl.scatter([x for x, _ in seen], ppls, **dots)
-        for name, key, unit in (("params", "params", 1e6), ("time", "seconds", 60.0)):
-            costs = [run.summary.get(key, math.nan) / unit for _, run in seen]
-            places[name].scatter(costs, ppls, **dots | {"s": 22, "marker": style["marker"]})
-    ppl.set_ylabel(f"validation perplexity ({names[0]})")
+        for place, key, unit in (("params", "params", 1e6), ("time", "seconds", 60.0)):
+            costs = [drawn(run.summary.get(key)) / unit for _, run in seen]
+            places[place].scatter(costs, ppls, **dots | {"s": 22, "marker": style["marker"]})
+    ppl.set_ylabel(caption(f"validation perplexity ({names[0]})"))
     speed.set_ylabel("tokens/s" + "\n(runs side by side)" * any(run.beside for run in ran))
     speed.set_ylim(0, 1.1 * speed.get_ylim()[1])
     for name in ("params", "time"):
@@ -119,16 +119,16 @@ def plot_sweep(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     if x_key == ROUNDS:
         text = "Melis et al. 2020: PTB, 24 M parameters, tuned"
         if reason:
-            ppl.set_title(f"{text}: not comparable\n({reason})", fontsize="small")
+            ppl.set_title(f"{text}: not comparable\n({caption(reason)})", fontsize="small")
         else:
             ppl.plot(range(len(PAPER)), PAPER, color="0.4", linestyle="--", marker=".", label=text)
         speed.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     for panel in places.values():
         panel.grid(alpha=0.3)
     ppl.legend(frameon=False, fontsize="small")
-    speed.set_xlabel("rounds" if x_key == ROUNDS else x_key or ", ".join(keys))
+    speed.set_xlabel("rounds" if x_key == ROUNDS else caption(x_key or ", ".join(keys)))
     if not x_key:
-        ticks = [", ".join(values) or "all" for values in found]
+        ticks = [caption(", ".join(values)) or "all" for values in found]
         speed.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right")
     elif x_key != ROUNDS and min(xs := [number(run.value(x_key)) for run in ran]) > 0:
         speed.set_xscale("log" if max(xs) / min(xs) > 30 else "linear")
@@ -150,18 +150,19 @@ def plot_curves_of(runs: Runs, file: Path | IO[str]) -> bool:
     search = runs.study is not None
     for run in runs:
         points = list(run.folder.rows("valid/ppl"))
-        label = run.folder.path.name if search else ", ".join(run.value(key) for key in swept(runs))
+        name = run.folder.path.name if search else ", ".join(run.value(key) for key in swept(runs))
         if points:
-            curves.setdefault(label, []).append(points)
+            curves.setdefault(name, []).append(points)
     if not curves:
         return False
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for i, (label, seeds) in enumerate(curves.items()):
+    for i, (name, seeds) in enumerate(curves.items()):
         for n, points in enumerate(seeds):
-            tokens, ppls = [p["tokens"] / 1e6 for p in points], [p["valid/ppl"] for p in points]
+            tokens = [drawn(p["tokens"] / 1e6) for p in points]
+            ppls = [drawn(p["valid/ppl"]) for p in points]
             style = look(i, len(curves)) | {"markersize": 3, "linewidth": 1}
-            axes.plot(tokens, ppls, label=None if n else label, **style)
+            axes.plot(tokens, ppls, label=None if n else caption(name), **style)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(plt.LogFormatter())
     axes.yaxis.set_minor_formatter(plt.LogFormatter(minor_thresholds=(2, 0.5)))
@@ -169,7 +170,7 @@ def plot_curves_of(runs: Runs, file: Path | IO[str]) -> bool:
     axes.set_ylabel("validation perplexity, while training")
     axes.grid(alpha=0.3, which="both")
     if len(curves) > 1:
-        title, columns = ("trial", 6) if search else (", ".join(swept(runs)), 3)
+        title, columns = ("trial", 6) if search else (caption(", ".join(swept(runs))), 3)
         axes.legend(frameon=False, fontsize="x-small", title=title, ncols=columns)
     save(figure, file)
     return True

@@ -6,13 +6,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mogrifier_lm.errors import UserError, one_line
 from mogrifier_lm.terminal import plain
+
+LIMIT = 1e100  # of numbers that sums and plots can take
 
 
 def score_table(summary: Mapping[str, Any]) -> str:
-    """A line for each evaluator, and for the variants that it reports beside its own score."""
-    rows = [("", "validation", "test")]
-    valid, test = summary["valid"], summary["test"]
+    """A line for each evaluator, and for the variants that it reports beside its own score.
+
+    Raises:
+        UserError: the splits do not hold the same scores, or some that are no numbers.
+    """
+    try:
+        rows = [("", "validation", "test"), *_score_rows(summary["valid"], summary["test"])]
+    except (LookupError, TypeError, ArithmeticError) as error:
+        raise UserError(
+            f"the summary is damaged: its scores are not what a run writes ({one_line(error)})"
+        ) from error
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(f"{name:<{width}}  {valid:>10}  {test:>10}" for name, valid, test in rows)
+
+
+def _score_rows(valid: Mapping[str, Any], test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    rows = []
     for name in (name for name in valid if name != "floor_ppl"):
         if "bits_per_character" in valid[name]:
             rows += _without_words(name, valid[name], test[name])
@@ -27,8 +44,7 @@ def score_table(summary: Mapping[str, Any]) -> str:
     if "floor_ppl" in valid:
         name, floor = "floor (the source itself)", "floor_ppl"
         rows.append((name, figure(valid[floor]), figure(test[floor])))
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(f"{name:<{width}}  {valid:>10}  {test:>10}" for name, valid, test in rows)
+    return rows
 
 
 def figure(value: float | None, digits: int = 2, per: int = 1) -> str:

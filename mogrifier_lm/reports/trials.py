@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.reports.folders import Run, Runs, completed, evaluators, number, swept
-from mogrifier_lm.reports.plots import pyplot, save
+from mogrifier_lm.reports.plots import caption, drawn, pyplot, save
 from mogrifier_lm.reports.sweep import SHARED, run_table
 from mogrifier_lm.runs.folder import Status
 
@@ -100,7 +100,9 @@ def plot_importances(runs: Runs, file: Path | IO[str]) -> bool:
     if not shares:
         return False
     figure, axes = pyplot().subplots(figsize=(7, 1 + 0.3 * len(shares)), layout="constrained")
-    axes.bar_label(axes.barh(list(shares), list(shares.values()), color="0.5"), fmt=" %.2f")
+    axes.bar_label(
+        axes.barh([caption(key) for key in shares], list(shares.values()), color="0.5"), fmt=" %.2f"
+    )
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlabel("importance (PED-ANOVA; the best quarter of the completed trials)")
@@ -140,10 +142,10 @@ def plot_trials(runs: Sequence[Run], file: Path | IO[str]) -> bool:
     )  # fmt: skip
     for axes, key in zip(grid.flat, keys, strict=False):
         places, log = _places({run.value(key) for group, _ in groups for run in group})
-        for (group, look), label in zip(groups, labels, strict=True):
+        for (group, look), name in zip(groups, labels, strict=True):
             xs = [places[run.value(key)] for run in group]
-            ys = [ppls.get(id(run), run.summary.get("best_ppl", math.nan)) for run in group]
-            axes.scatter(xs, ys, label=label if group else None, **look)
+            ys = [drawn(ppls.get(id(run), run.summary.get("best_ppl"))) for run in group]
+            axes.scatter(xs, ys, label=name if group else None, **look)
         if log:
             axes.set_xscale("log")
         elif all(text.isdigit() for text in places):
@@ -152,8 +154,8 @@ def plot_trials(runs: Sequence[Run], file: Path | IO[str]) -> bool:
             numbers = [t for t in places if number(t) < math.inf]
             ends = {min(numbers, key=number), max(numbers, key=number)} if numbers else set()
             shown = [t for t in places if t in ends or t not in numbers]
-            axes.set_xticks([places[t] for t in shown], shown)
-        axes.set_xlabel(key)
+            axes.set_xticks([places[t] for t in shown], [caption(t) for t in shown])
+        axes.set_xlabel(caption(key))
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(plt.LogFormatter())
         axes.yaxis.set_minor_formatter(plt.LogFormatter(minor_thresholds=(2, 0.5)))

@@ -8,8 +8,8 @@ import numpy as np
 
 from mogrifier_lm.data import EOS, Tokenizer
 from mogrifier_lm.evaluators.score import perplexity
-from mogrifier_lm.files import write_whole
-from mogrifier_lm.reports.plots import can_plot, pyplot
+from mogrifier_lm.files import replacing, write_whole
+from mogrifier_lm.reports.plots import can_plot, caption, pyplot, save
 from mogrifier_lm.reports.table import markdown_table
 
 COUNT_BANDS = (0, 1, 10, 100, 1000, 10_000)  # least training count of each band
@@ -167,7 +167,7 @@ def plot_words(text: WordNats, title: str, path: Path) -> None:
     plt = pyplot()
     total, mean = float(text.nats.sum()), float(text.nats.mean())
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    figure.suptitle(f"{title}: {mean:.3f} nats a word; in each bar its share of all nats")
+    figure.suptitle(f"{caption(title)}: {mean:.3f} nats a word; in each bar its share of all nats")
     for axis, name, values, least in (
         (axes[0], "occurrences in the training text", text.counts, COUNT_BANDS),
         (axes[1], "place in the line", text.places, PLACE_BANDS),
@@ -181,5 +181,5 @@ def plot_words(text: WordNats, title: str, path: Path) -> None:
         axis.set_xlabel(name)
     axes[0].set_ylabel("nats a word")
     axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with replacing(path) as new:
+        save(figure, new)

@@ -277,7 +277,7 @@ def check_device(name: str, key: str = "trainer.device") -> str:
     name = chosen_device(name)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # meta holds no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{key}={name} cannot be used here ({reason}); {key}=cpu can") from error

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mogrifier_lm.errors import UserError
-from mogrifier_lm.files import ORPHANS, check_shape, parse_json, read_json, write_json
+from mogrifier_lm.files import MAX_JSON, ORPHANS, check_shape, parse_json, read_json, write_json
 from mogrifier_lm.terminal import shown
 
 MULTIRUN = "multirun.yaml"
@@ -149,7 +149,7 @@ class RunFolder:
         if not self.metrics.is_file():
             return
         with open(self.metrics, "rb") as file:
-            for line in file:
+            while line := file.readline(MAX_JSON):
                 if with_key.encode() in line:
                     try:
                         row = parse_json(line)

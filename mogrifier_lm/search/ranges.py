@@ -15,10 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from omegaconf import OmegaConf
-
-from mogrifier_lm.config import validate
+from mogrifier_lm.config import read_yaml, validate
 from mogrifier_lm.errors import UserError, nearest
 from mogrifier_lm.launch.job import compose
 
@@ -87,11 +84,8 @@ def read_space(name: str) -> dict[str, Range]:
     if path.parent == SPACES and not path.is_file():
         known = sorted(p.stem for p in SPACES.glob("*.yaml"))
         raise UserError(f"no space={name}; {nearest(name, known)} A file is space=FILE.yaml")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not values:
+    values = read_yaml(path)
+    if not values:
         raise UserError(f"{path} holds no ranges: {__doc__.splitlines()[2].strip()}")
     space = {}
     for key, value in ((str(key), value) for key, value in values.items()):

@@ -1,13 +1,23 @@
 """Subwords: reversible, deterministic, from the training text alone, counted in original words."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mogrifier_lm.data import SPLITS, SentencePieceTokenizer, Tokenizer, load_corpus, load_tokenizer
+from mogrifier_lm.data import (
+    SPLITS,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    load_corpus,
+    load_tokenizer,
+)
 from mogrifier_lm.data.source import find_parts
+from mogrifier_lm.data.text import Form
+from mogrifier_lm.data.tokenizer import CharTokenizer
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.options import DataConfig, TokenizerConfig
 
@@ -34,6 +44,27 @@ def assert_reversible(tokenizer: Tokenizer, lines: list[str]) -> None:
     words = [word for line in lines for word in [*line.split(), "<eos>"]]
     assert tokenizer.decode_words(ids) == words
     assert tokenizer.starts[ids].sum() == len(words)
+
+
+@pytest.mark.parametrize("kind", [WordTokenizer, CharTokenizer, SentencePieceTokenizer])
+def test_a_flipped_bit_in_a_word_is_noticed(kind: type[Tokenizer], tmp_path: Path) -> None:
+    """One that leaves a tokenizer, of another text: without a checksum its scores are wrong."""
+    path, form = tmp_path / "tokenizer.json", Form("nfc")
+    settings = {"vocab_size": 278} if kind is SentencePieceTokenizer else {}
+    kind.train(text_of(TEXT), form=form, **settings).save(path)  # type: ignore[attr-defined]
+    assert load_tokenizer(path).form == form
+    file = path.with_suffix(".model") if settings else path
+    raw = bytearray(file.read_bytes())
+    at = raw.index(b"k") if kind is WordTokenizer else raw.index(b"w")
+    raw[at] ^= 4
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match="is damaged"):
+        load_tokenizer(path)
+    raw[at] ^= 4
+    file.write_bytes(raw)
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in values.items() if k != "crc32"}))
+    assert load_tokenizer(path).encode(TEXT).size, "an older version wrote none"
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])

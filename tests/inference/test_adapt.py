@@ -138,6 +138,17 @@ def test_without_statistics_or_with_anothers_it_is_one_line(folder: Path) -> Non
     other = tensors | {"output_bias": torch.zeros(3)}
     checkpoint.save(RunFolder("whole").statistics, other, values)
     refused("output_bias is of another model")
+    for damage in (math.nan, math.inf):
+        checkpoint.save(
+            RunFolder("whole").statistics,
+            tensors | {"output_bias": tensors["output_bias"] * damage},
+            values,
+        )
+        refused("output_bias is of another model, or holds no numbers")
+    checkpoint.save(
+        RunFolder("whole").statistics, {k: v.double() for k, v in tensors.items()}, values
+    )
+    load_model("whole").score("a", adapt=True)
     Path("whole/counts.json").write_text('{"counts": [1, 2]}')
     with pytest.raises(UserError, match="counts.json is damaged: no number for each word"):
         load_model("whole").score("a")

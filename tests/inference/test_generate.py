@@ -59,3 +59,12 @@ def test_texts_side_by_side_are_drawn_each_from_its_own_past(model: LanguageMode
     steps = list(islice(sample(model, [4], 3, EOS, Sampling(temperature=1e-3)), 10))
     alone = draw(model, [4], 10, Sampling(temperature=1e-3))
     assert [list(text) for text in zip(*steps, strict=True)] == [alone] * 3
+
+
+def test_a_word_is_drawn_also_where_all_others_have_no_share_that_a_number_holds() -> None:
+    log_p = torch.tensor([[0.0, -300.0, -300.5, -400.0]])
+    assert Sampling(banned=[0]).probabilities(log_p.clone())[0] == pytest.approx(
+        [0, 1, 0.6065, 0], abs=1e-4
+    )
+    for tiny in (1e-300, 1e-46):
+        assert Sampling(top_p=tiny).probabilities(log_p.clone()).tolist() == [[1, 0, 0, 0]]

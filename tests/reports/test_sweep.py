@@ -317,3 +317,48 @@ def test_a_perplexity_that_no_number_holds_is_no_flood_of_digits() -> None:
     summary = {"valid": {"static": score}, "test": {"static": score | {"ppl": 3.25e128}}}
     assert score_table(summary).split()[-2:] == ["infinite", "3.25e+128"]
     assert math.isnan(shown_ppl(score))
+
+
+@pytest.mark.parametrize(
+    "value", [r"$\nosuch$", "$_^{", "a" * 50_000, "\ud800", "1e308", "-inf", "nan", "\x1b[2J"]
+)
+def test_a_text_or_number_of_anybodys_does_not_end_a_plot(value: str, tmp_path: Path) -> None:
+    for i in range(2):
+        overrides = {"optimizer.lr": value if i else "0.1", value: str(i)}
+        run = make_run(tmp_path / "s" / str(i), overrides, 60.0 + i, data=value)
+        row = {"step": 1, "tokens": 10, "valid/ppl": 60.0}
+        (run / "metrics.jsonl").write_text(f"{json.dumps(row)}\n")
+    runs = read_runs([tmp_path / "s"])
+    write_report(runs, tmp_path / "report", ["svg"])
+    page(runs, "title")
+    assert plot_curves(RunFolder(run))
+    assert len((tmp_path / "report/sweep.svg").read_text()) < 200_000
+
+
+@pytest.mark.parametrize("number", [1e308, -1.0, 0.0, 1e-320, math.inf, math.nan])
+def test_a_number_that_no_axis_takes_is_left_out(number: float, tmp_path: Path) -> None:
+    for i in range(2):
+        run = make_run(tmp_path / "s" / str(i), {"seed": str(i)}, 60.0)
+        found = number if math.isfinite(number) else 1.0
+        summary = json.loads((run / "summary.json").read_text())
+        summary["valid"] = {"static": score(found), "floor_ppl": found}
+        summary |= {"tokens_per_second": found, "seconds": found}
+        (run / "summary.json").write_text(json.dumps(summary))
+        row = dict.fromkeys(("tokens", "valid/ppl", "train/ppl", "train/lr"), number)
+        with open(run / "metrics.jsonl", "w") as file:
+            file.writelines(f"{json.dumps(r)}\n" for r in (row, {"tokens": 5, "valid/ppl": 3}))
+    runs = read_runs([tmp_path / "s"])
+    write_report(runs, tmp_path / "report")
+    assert "</svg>" in page(runs, "title") and plot_curves(RunFolder(run))
+
+
+def test_scores_of_one_split_alone_are_damage() -> None:
+    whole = {"valid": {"static": score(3.0)}, "test": {"static": score(2.0)}}
+    assert "3.00" in score_table(whole)
+    for valid in (
+        {"other": score(3.0)}, {"floor_ppl": 2.0}, {"static": 5},
+        {"static": score(3.0) | {"x_ppl": "y"}},
+        {"static": score(3.0) | {"bits_per_character": 1.0}},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="its scores are not what a run writes"):
+            score_table(whole | {"valid": valid})

@@ -10,7 +10,13 @@ from mogrifier_lm import load_model
 from mogrifier_lm.config import load_config, save_config, validate
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.runs import build
-from mogrifier_lm.runs.build import Size, build_model, check_training_memory, model_size
+from mogrifier_lm.runs.build import (
+    Size,
+    build_model,
+    check_device,
+    check_training_memory,
+    model_size,
+)
 from mogrifier_lm.runs.folder import RunFolder
 from tests.conftest import compose_config, train
 
@@ -74,3 +80,8 @@ def test_a_config_is_compared_with_its_checkpoint_before_memory_is_taken(
     monkeypatch.setattr(run, "build_model", build.build_model)
     with pytest.raises(UserError, match="last.*does not fit the config"):
         run.run(config, RunFolder(tmp_path))
+
+
+def test_a_device_without_numbers_is_refused() -> None:
+    with pytest.raises(UserError, match="trainer.device=meta cannot be used here"):
+        check_device("meta")

@@ -87,10 +87,12 @@ def test_a_value_of_another_kind_is_damage(
 
 def test_a_number_without_end_is_one_that_can_be_shown(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.summary.write_text(f'{{"params": {"7" * 400}}}')
     folder.metrics.write_text(f'{{"tokens": {"7" * 400}}}\n{{"tokens": 3}}\n')
-    assert folder.read_summary() == {"params": math.inf}
     assert list(folder.rows()) == [{"tokens": math.inf}, {"tokens": 3}]
+    for number in ("7" * 400, "-1e999", "Infinity", "NaN"):
+        folder.summary.write_text(f'{{"seconds": {number}}}')
+        with pytest.raises(UserError, match=r"summary\.json is damaged: seconds is not what"):
+            folder.read_summary()
 
 
 def test_what_wandb_links_to_is_its_own_but_its_folder_leads_nowhere(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from pathlib import Path
@@ -286,6 +287,27 @@ def test_a_log_that_is_shorter_than_was_counted_is_told(
     assert "lacks lines of before the checkpoint" in caplog.text
     steps = [line["step"] for line in lines(tmp_path)]
     assert steps[0] == 1 and steps[-1] == 8 and steps == sorted(steps)
+
+
+def test_a_strangers_header_is_bounded_and_shapes_are_known_before_all_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files with holes in them: of many bytes, few of which are on the disk."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**33))
+    os.truncate(path, 2**34)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+    size = 2**31
+    header = {"w": {"dtype": "F32", "shape": [4, size // 16], "data_offsets": [0, size]}}
+    text = json.dumps({"__metadata__": {"values": "{}", "crc32": "0"}} | header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + size)
+    monkeypatch.setattr(checkpoint.zlib, "crc32", None)
+    assert checkpoint.weight_shapes(path) == [[4, size // 16]]
 
 
 def test_headers_say_where_a_tensor_lies(tmp_path: Path) -> None:

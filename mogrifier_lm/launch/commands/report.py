@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from mogrifier_lm.errors import UserError
+from mogrifier_lm.files import write_whole
 from mogrifier_lm.launch.cli import script
 from mogrifier_lm.reports.folders import read_runs
 from mogrifier_lm.reports.page import page
@@ -18,7 +19,7 @@ from mogrifier_lm.reports.plots import FORMATS, plot_curves
 from mogrifier_lm.reports.report import markdown, write_report
 from mogrifier_lm.reports.sweep import group_table
 from mogrifier_lm.reports.table import final_table, latex_table
-from mogrifier_lm.runs.folder import REPORT, RunFolder, Status
+from mogrifier_lm.runs.folder import REPORT, RunFolder, Status, check_inside
 from mogrifier_lm.terminal import plain
 
 
@@ -46,14 +47,16 @@ def main(
     else:
         if len(folders) > 1 and out is None:
             raise UserError("several folders: give out=FOLDER for the merged report")
-        out = out or folders[0] / REPORT
+        if out is None:
+            check_inside(folders[0])
+            out = folders[0] / REPORT
         write_report(runs, out, formats)
         print(plain(f"{markdown(runs)}\n{out}"))
     if latex:
-        latex.write_text(latex_table(group_table(runs)), encoding="utf-8")
+        write_whole(latex, latex_table(group_table(runs)))
         print(latex)
     if html:
-        html.write_text(page(runs, title=" ".join(map(str, folders))), encoding="utf-8")
+        write_whole(html, page(runs, title=" ".join(map(str, folders))))
         print(html)
 
 

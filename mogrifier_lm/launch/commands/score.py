@@ -124,6 +124,7 @@ def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> N
     from mogrifier_lm import load_model
     from mogrifier_lm.data import SPLITS
     from mogrifier_lm.evaluators.static import static_nats
+    from mogrifier_lm.files import write_whole
     from mogrifier_lm.inference.counts import training_counts
     from mogrifier_lm.reports.words import plot_words, word_nats, words_table
     from mogrifier_lm.runs.folder import RunFolder, check_inside
@@ -143,7 +144,7 @@ def _of_split(run: str, split: str, save: str, device: str, min_count: int) -> N
     if save:
         scored.save(Path(save))
     check_inside(folder.path)
-    (folder.path / f"words_{split}.md").write_text(page, encoding="utf-8")
+    write_whole(folder.path / f"words_{split}.md", page)
     plot_words(scored, title, folder.path / f"words_{split}.png")
 
 
