@@ -224,8 +224,6 @@ def read_yaml(path: Path) -> dict[Any, Any]:
                 raise ValueError("it holds an alias, is nested too deep, or has too many parts")
         values = OmegaConf.to_container(OmegaConf.create(text))
         repr(values)  # a number of so many digits that no message can show it is a ValueError
-    except UserError:
-        raise
     except (yaml.YAMLError, ValueError, AssertionError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(values, dict):
@@ -239,12 +237,11 @@ def _saved(path: Path) -> DictConfig:
         raise UserError(f"no {path.name} in {path.parent}, so it is not a run's folder")
     values = read_yaml(path)
     _check_plain(values, path)
-    if isinstance(values, dict):
-        version = values.pop("version", 0)
-        if version not in list(range(VERSION + 1)):
-            raise UserError(f"{path} is of version {version}, the last known is {VERSION}")
-        if version == 0:
-            _of_version_0(values)
+    version = values.pop("version", 0)
+    if version not in list(range(VERSION + 1)):
+        raise UserError(f"{path} is of version {version}, the last known is {VERSION}")
+    if version == 0:
+        _of_version_0(values)
     return _over_defaults(values, path)
 
 

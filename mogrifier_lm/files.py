@@ -15,8 +15,8 @@ from typing import Any
 from mogrifier_lm.errors import UserError
 from mogrifier_lm.terminal import plain, shown
 
-MAX_JSON = 2**25  # bytes: a vocabulary of a million words is half of it
-MAX_PARTS = 2**20  # lists and objects in it
+# Bytes, a vocabulary of a million words is half of them; lists and objects.
+MAX_JSON, MAX_PARTS = 2**25, 2**20
 ORPHANS = ".*.tmp"
 """What `replacing` leaves behind where its process is killed."""
 ABANDONED = 24 * 3600.0
@@ -163,9 +163,8 @@ def read_json(path: Path, shape: Any = dict, required: bool = False) -> dict[str
         if not required:
             return {}
         raise UserError(f"no {path.name} in {path.parent}, so it is not a whole run")
-    raw = read_bytes(path, MAX_JSON)
     try:
-        values: dict[str, Any] = parse_json(raw)
+        values: dict[str, Any] = parse_json(read_bytes(path, MAX_JSON))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     check_shape(values, shape, path)

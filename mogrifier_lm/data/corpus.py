@@ -2,6 +2,7 @@
 
 import json
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 MEASURES = ("words", "bytes", "characters", "unknown")  # of a split
 VOCABULARY = "vocabulary.json"
-CACHE_FORMAT = 3  # raised when the files of a cache entry change their meaning
+CACHE_FORMAT = 4  # raised when the files of a cache entry change their meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +72,20 @@ def load_corpus(source: DataConfig, tokenizer: TokenizerConfig | None = None) ->
     facts = read_json(entry / "splits.json", required=True)
     floors = read_json(place / "floor.json") if place.is_dir() else {}
     vocabulary = load_tokenizer(entry / VOCABULARY)
-    splits = {
-        split: Split(
-            ids=np.memmap(entry / f"{split}.ids", vocabulary.dtype, "r"),
-            **{key: facts[split][key] for key in MEASURES},
-            sha256=hashes[split],
-            floor_nats=floors.get(split),
-        )
-        for split in SPLITS
-    }
+    try:
+        splits = {
+            split: Split(
+                ids=np.memmap(entry / f"{split}.ids", vocabulary.dtype, "r"),
+                **{key: facts[split][key] for key in MEASURES},
+                sha256=hashes[split],
+                floor_nats=floors.get(split),
+            )
+            for split in SPLITS
+        }
+        if any(zlib.crc32(splits[split].ids.data) != facts[split]["crc32"] for split in SPLITS):
+            raise ValueError("other bytes")
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{entry} is damaged: remove it, then it is made anew") from error
     corpus = Corpus(name=source.name, tokenizer=vocabulary, splits=splits)
     for split in SPLITS:
         for note in facts[split]["notes"]:
@@ -129,14 +135,20 @@ def _tokenize(
     facts = {}
     for split in SPLITS:
         reader, text = blocks(split, tokenizer.form, "cutting")
-        counts = Counter(dict.fromkeys(MEASURES, 0))
+        counts, crc = Counter(dict.fromkeys(MEASURES, 0)), 0
         with open(out / f"{split}.ids", "wb") as file:
             for block in text:
                 ids = tokenizer.encode_block(block)
                 file.write(ids.data)
+                crc = zlib.crc32(ids.data, crc)
                 counts.update(measure(block, kind.unit))
                 counts["unknown"] += int((ids == tokenizer.index.get(UNK, -1)).sum())
-        facts[split] = {**counts, "other form": reader.counts["form"], "notes": reader.notes()}
+        facts[split] = {
+            **counts,
+            "crc32": crc,
+            "other form": reader.counts["form"],
+            "notes": reader.notes(),
+        }
     (out / "splits.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -148,8 +148,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         UserError: no such file, or one that is damaged.
     """
+    values = read_json(path, required=True)
     try:
-        values = read_json(path, required=True)
         form = Form(**values.get("form", {}))
         tokenizer = TOKENIZERS[values["name"]].load(path, values, form)
         if (crc := tokenizer.checksum()) != values.get("crc32", crc):  # an older file has none
@@ -157,7 +157,5 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return tokenizer
     except FileNotFoundError as error:
         raise UserError(f"no tokenizer: {error.filename} is missing") from error
-    except UserError:
-        raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the tokenizer {path} is damaged: {one_line(error)}") from error

@@ -124,10 +124,7 @@ def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, 
     """
     with _opened(path, device) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        values = parse_json(file.metadata()["values"].encode())
-        if not isinstance(values, dict):
-            raise ValueError("its values are no object")
-        return tensors, values
+        return tensors, {**parse_json(file.metadata()["values"].encode())}
 
 
 @contextmanager

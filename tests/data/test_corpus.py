@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,29 @@ def test_real_corpora_have_their_published_counts(
     for split in ("train", "valid", "test"):
         assert len(corpus.splits[split].ids) == getattr(config.expected, split)
         assert corpus.splits[split].words == getattr(config.expected, split)
+
+
+def flipped(raw: bytes) -> bytes:
+    return raw[:40] + bytes([raw[40] ^ 1]) + raw[41:]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("train.ids", flipped),
+        ("valid.ids", lambda raw: raw[:-2]),
+        ("test.ids", lambda raw: raw[:-1]),
+        ("train.ids", lambda raw: b""),
+        ("splits.json", lambda raw: b'{"train": {"words": 1}}'),
+        ("vocabulary.json", flipped),
+    ],
+)
+def test_damage_in_the_cache_is_not_trained_on(
+    name: str, damage: Callable[[bytes], bytes], text_dir: Path, tmp_path: Path
+) -> None:
+    source = DataConfig(name="text", dir=str(text_dir), cache_dir=str(tmp_path))
+    load_corpus(source)
+    (file,) = tmp_path.glob(f"**/{name}")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match="is damaged"):
+        load_corpus(source)
