@@ -231,7 +231,9 @@ def train_job(node: DictConfig) -> float:
         with endable():
             return _job(node, folder)
     except Interrupted as error:
-        print(f"interrupted: {folder} {error}", file=sys.stderr)
+        begun = folder.has_begun()
+        then = "resume= goes on" if begun else "it had not begun: give the command again"
+        print(f"interrupted: {folder} {error}; {then}", file=sys.stderr)
         end_by(error.number)
 
 

@@ -28,9 +28,7 @@ class Interrupted(BaseException):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(
-            f"ended by {signal.Signals(number).name}, goes on from its last checkpoint"
-        )
+        super().__init__(f"ended by {signal.Signals(number).name}")
         self.number = number
 
 

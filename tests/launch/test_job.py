@@ -1,13 +1,18 @@
 """A run as the command launches it: what stands around the core's `run`."""
 
 import json
+import logging
+import os
+import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from mogrifier_lm.config import save_config, validate
+from mogrifier_lm.launch import job
 from mogrifier_lm.launch.explain import EXPECTED, explain
 from mogrifier_lm.launch.job import check_run, job_dir
 from mogrifier_lm.launch.overrides import as_meant
@@ -120,3 +125,30 @@ def test_a_job_has_one_folder_of_its_sweep(tmp_path: Path) -> None:
     (tmp_path / "8/train.log").write_text("")
     RunFolder(tmp_path / names[5]).overrides.write_text("[]")
     assert [claim(tmp_path, rounds) for rounds in (9, 9, 2, 11)] == ["8", "8", names[2], "9"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupted_run_says_what_to_do(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a run that has saved its config, one whose signal came before that."""
+
+    def told_to_end(node: DictConfig, folder: RunFolder) -> float:
+        if begun:
+            folder.config.write_text("")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+    ended: list[int] = []
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # which the job sets, and is set back
+    monkeypatch.setattr(job, "_job", told_to_end)
+    monkeypatch.setattr(job, "end_by", ended.append)
+    monkeypatch.setattr(
+        job.HydraConfig, "get", lambda: OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}})
+    )
+    job.train_job(OmegaConf.create())
+    line = capsys.readouterr().err
+    assert ended == [signal.SIGTERM] and "ended by SIGTERM; " in line
+    assert line.endswith(
+        "resume= goes on\n" if begun else "it had not begun: give the command again\n"
+    )
