@@ -1,5 +1,6 @@
 """What the tests share: a small text, a cache of their own, no accounts, no network."""
 
+import logging
 import os
 import re
 import runpy
@@ -22,13 +23,18 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def isolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No W&B account or hub, whatever the machine of the tester has."""
+def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No W&B account or hub, whatever the machine of the tester has; no handler of another test."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler).__module__ == "logging":  # a command's, on what this test has captured
+            root.removeHandler(handler)
 
 
 @pytest.fixture
