@@ -143,12 +143,8 @@ def _tokenize(
                 crc = zlib.crc32(ids.data, crc)
                 counts.update(measure(block, kind.unit))
                 counts["unknown"] += int((ids == tokenizer.index.get(UNK, -1)).sum())
-        facts[split] = {
-            **counts,
-            "crc32": crc,
-            "other form": reader.counts["form"],
-            "notes": reader.notes(),
-        }
+        found = {"crc32": crc, "other form": reader.counts["form"], "notes": reader.notes()}
+        facts[split] = {**counts, **found}
     (out / "splits.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -72,13 +72,14 @@ class Tokenizer(abc.ABC):
 
     def save(self, path: Path) -> None:
         """Write the file that `load_tokenizer` reads."""
-        values = {"name": self.name, "crc32": self.checksum(), **self._values()}
+        values = {"name": self.name, **self._values()}
         values |= {"form": asdict(self.form)} if self.form != PLAIN else {}
+        values["crc32"] = self.checksum(values)
         write_whole(path, json.dumps(values, ensure_ascii=False))
 
-    def checksum(self) -> int:
-        """Of all that decides which tokens a text becomes."""
-        return zlib.crc32(repr((self.vocabulary, self.form, vars(self).get("model"))).encode())
+    def checksum(self, values: Mapping[str, Any]) -> int:
+        """Of what the file holds, and of what lies beside it."""
+        return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
     def _values(self) -> dict[str, Any]:
         """What the file holds beside the name, the checksum and the form."""
