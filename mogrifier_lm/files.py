@@ -137,13 +137,19 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def parse_json(raw: bytes) -> Any:
-    """As `json.loads`; an integer that no 64 bits hold is a float, whose digits have an end.
+    """As `json.loads`; a number that is not finite is None, as `write_json` writes it.
 
-    Of many empty objects each would take fifty times its bytes of memory.
+    An integer that no 64 bits hold is a float, whose digits have an end. Of many empty objects each
+    would take fifty times its bytes of memory.
     """
     if raw.count(b"[") + raw.count(b"{") > MAX_PARTS:
         raise ValueError("it has too many parts")
-    return json.loads(raw, parse_int=lambda x: int(x) if len(x) < 20 else float(x))
+
+    def finite(text: str) -> float | None:
+        return value if math.isfinite(value := float(text)) else None
+
+    others: Any = dict.fromkeys(("parse_float", "parse_constant"), finite)
+    return json.loads(raw, parse_int=lambda x: int(x) if len(x) < 20 else finite(x), **others)
 
 
 def read_json(path: Path, shape: Any = dict, required: bool = False) -> dict[str, Any]:
@@ -173,11 +179,10 @@ def read_json(path: Path, shape: Any = dict, required: bool = False) -> dict[str
 
 def check_shape(value: Any, shape: Any, path: Path, name: str = "") -> None:
     """Raises `UserError` where what a file holds has not the shape, see `read_json`."""
-    endless = isinstance(value, float) and not math.isfinite(value)
     if isinstance(shape, tuple):
         shape = shape[isinstance(value, dict)]
     if isinstance(shape, dict) and isinstance(value, dict):
         for key in value if str in shape else shape:
             check_shape(value.get(key), shape.get(str, shape.get(key)), path, f"{name}.{key}")
-    elif endless or isinstance(shape, dict) or not isinstance(value, shape):
+    elif isinstance(shape, dict) or not isinstance(value, shape):
         raise UserError(f"{path} is damaged: {plain(name[1:]) or 'it'} is not what a run writes")

@@ -155,8 +155,7 @@ class RunFolder:
                         row = parse_json(line)
                     except (ValueError, RecursionError):
                         continue
-                    keys = {"tokens", with_key or "tokens"}
-                    if isinstance(row, dict) and keys <= row.keys():
+                    if isinstance(row, dict) and {"tokens", with_key or "tokens"} <= row.keys():
                         if all(isinstance(value, NUMBER) for value in row.values()):
                             yield row
 
