@@ -136,20 +136,24 @@ def read_bytes(path: Path, most: int) -> bytes:
     return raw
 
 
-def parse_json(raw: bytes) -> Any:
+def parse_json(raw: bytes, finite: bool = True) -> Any:
     """As `json.loads`; a number that is not finite is None, as `write_json` writes it.
 
     An integer that no 64 bits hold is a float, whose digits have an end. Of many empty objects each
     would take fifty times its bytes of memory.
+
+    Args:
+        raw: in UTF-8.
+        finite: false keeps inf and nan.
     """
     if raw.count(b"[") + raw.count(b"{") > MAX_PARTS:
         raise ValueError("it has too many parts")
 
-    def finite(text: str) -> float | None:
-        return value if math.isfinite(value := float(text)) else None
+    def known(text: str) -> float | None:
+        return value if math.isfinite(value := float(text)) or not finite else None
 
-    others: Any = dict.fromkeys(("parse_float", "parse_constant"), finite)
-    return json.loads(raw, parse_int=lambda x: int(x) if len(x) < 20 else finite(x), **others)
+    others: Any = dict.fromkeys(("parse_float", "parse_constant"), known)
+    return json.loads(raw, parse_int=lambda x: int(x) if len(x) < 20 else known(x), **others)
 
 
 def read_json(path: Path, shape: Any = dict, required: bool = False) -> dict[str, Any]:

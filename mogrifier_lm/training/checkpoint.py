@@ -124,7 +124,7 @@ def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, 
     """
     with _opened(path, device) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, {**parse_json(file.metadata()["values"].encode())}
+        return tensors, {**parse_json(file.metadata()["values"].encode(), finite=False)}
 
 
 @contextmanager

@@ -32,7 +32,13 @@ TENSORS = {
     "none": torch.zeros(0, 4),
     "true": torch.tensor([True, False]),
 }
-VALUES = {"step": 3, "ppl": 1.5, "text": 'a "crc32": "00000000" é'}
+VALUES = {
+    "step": 3,
+    "ppl": 1.5,
+    "best": math.inf,
+    "large": 2**62,
+    "text": 'a "crc32": "00000000" é',
+}
 
 
 def test_what_is_saved_is_loaded_and_the_library_reads_it(tmp_path: Path) -> None:
