@@ -1,4 +1,4 @@
-"""Write the tables of results/README.md out of the files beside it; a test holds them together.
+"""Write the tables of results/README.md, and of README.md, out of the files beside the former.
 
     python scripts/results.py
 
@@ -12,6 +12,7 @@ import csv
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -114,9 +115,8 @@ def sweep_rows(name: str, key: str) -> list[dict[str, str]]:
         )
         row["n"] = str(len(group))
         for split in ("valid", "test"):
-            ppls = [float(run[f"{split}/static/ppl"]) for run in group]
-            spread = f" ± {stdev(ppls):.2f}" if len(ppls) > 1 else ""
-            row[{"valid": "validation"}.get(split, split)] = f"{fmean(ppls):.2f}{spread}"
+            scores = [float(run[f"{split}/static/ppl"]) for run in group]
+            row[{"valid": "validation"}.get(split, split)] = spread(scores)
         rows.append(row)
     return rows
 
@@ -143,40 +143,69 @@ def grid_rows(name: str) -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: (row["rounds"], float(row["validation"])))
 
 
-def seed_rows(name: str) -> list[dict[str, str]]:
-    """A row per setting of a folder of runs SETTING,seed=S: mean ± sample standard deviation.
-
-    SETTING.json, of `evaluate.py compare=[[runs],[runs of the baseline]] out=`, is its difference.
-    """
+def settings(name: str) -> dict[str, list[RunFolder]]:
+    """The runs SETTING,seed=S below a folder, by setting."""
     groups: dict[str, list[RunFolder]] = {}
     for path in sorted((FOLDER / name).glob("*,seed=*/")):
         groups.setdefault(path.name.rpartition(",seed=")[0], []).append(RunFolder(path))
+    return groups
+
+
+def ppls(runs: Iterable[RunFolder], split: str) -> list[float]:
+    """Of the static evaluator at temperature 1."""
+    entries = [run.read_summary()[split]["static"] for run in runs]
+    assert all(entry["temperature"] == 1 for entry in entries)
+    return [entry["ppl"] for entry in entries]
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Mean ± sample standard deviation; the value where it is one."""
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{deviation}"
+
+
+def front_rows(name: str) -> list[dict[str, str]]:
+    """The rounds of `settings` that three seeds were trained of."""
+    return [
+        {
+            "rounds": setting.removeprefix("rounds=").replace("0", "0 (LSTM)"),
+            "validation": spread(ppls(runs, "valid"), 1),
+            "test": spread(ppls(runs, "test"), 1),
+        }
+        for setting, runs in settings(name).items()
+        if len(runs) > 2
+    ]
+
+
+def seed_rows(name: str) -> list[dict[str, str]]:
+    """A row per setting of `settings`: mean ± sample standard deviation over seeds.
+
+    SETTING.json, of `evaluate.py compare=[[its runs],[those of the baseline]] out=`, has its
+    difference to the baseline.
+    """
     rows = []
-    for setting, runs in groups.items():
+    for setting, runs in settings(name).items():
         summaries = [run.read_summary() for run in runs]
-        facts = [read_json(run.provenance) for run in runs]
+        git = [read_json(run.provenance)["git"] for run in runs]
         row = {
             "": setting,
             "hidden size": str(summaries[0]["hidden_size"]),
             "parameters": f"{summaries[0]['params']:,}",
             "epochs": f"{summaries[0]['epochs']:.0f}",
-            "commit": ", ".join(sorted({f["git"]["commit"][:7] for f in facts})),
+            "commit": ", ".join(
+                sorted({g["commit"][:7] + " and changes" * bool(g["diff"]) for g in git})
+            ),
             "minutes": f"{median(s['seconds'] for s in summaries) / 60:.0f}",
             "n": str(len(runs)),
         }
         for split, shown in (("valid", "validation"), ("test", "test")):
-            ppls = [summary[split]["static"]["ppl"] for summary in summaries]
-            row[shown] = f"{fmean(ppls):.2f}"
-            row[shown] += f" ± {stdev(ppls):.2f}" if len(ppls) > 1 else ""
+            row[shown] = spread(ppls(runs, split))
         compared = read_json(FOLDER / name / f"{setting}.json")
         for split, shown in (("valid", "validation"), ("test", "test")):
-            row[f"nats beside the first, {shown}"] = ""
+            row[f"nats, {shown}"] = ""
             if compared:
-                found = compared["static"][split]
-                low, high = found["interval"]
-                row[f"nats beside the first, {shown}"] = (
-                    f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-                )
+                mean, (low, high) = map(compared["static"][split].get, ("difference", "interval"))
+                row[f"nats, {shown}"] = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
         rows.append(row)
     return rows
 
@@ -187,7 +216,7 @@ def curve_rows(*names: str) -> list[dict[str, str]]:
     for name in names:
         curve: dict[str, float] = {}
         for epoch, ppl in validation(name).items():
-            curve.setdefault(f"{epoch:.0f}", ppl)
+            curve.setdefault(f"{epoch:.1f}".removesuffix(".0"), ppl)
         curves.append(curve)
     common = [e for e in curves[0] if all(e in curve for curve in curves)]
     rows = []
@@ -236,6 +265,7 @@ def table(asked: str) -> str:
         "pieces": piece_rows,
         "grid": grid_rows,
         "seeds": seed_rows,
+        "front": front_rows,
         "curve": curve_rows,
     }
     return markdown_table(kinds[kind](*names))
@@ -248,8 +278,10 @@ def validation(name: str) -> dict[float, float]:
 
 
 def draw(file: Path) -> None:
-    """The LSTM beside the Mogrifier: while 24 M parameters train, and over rates at 3 M."""
-    figure, (left, right) = plots.pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    """LSTM beside Mogrifier: while 24 M parameters train; at 3 M over rates, and over rounds."""
+    figure, (left, middle, right) = plots.pyplot().subplots(
+        1, 3, figsize=(13, 3.6), layout="constrained"
+    )
     for i, (rounds, label) in enumerate(((0, "LSTM"), (4, "Mogrifier, 4 rounds"))):
         curve = validation(f"ptb_24m_rounds{rounds}")
         left.plot(list(curve), list(curve.values()), **plots.look(i, 2), label=label)
@@ -259,16 +291,26 @@ def draw(file: Path) -> None:
             if row["rounds"] == str(rounds):
                 best[rate] = min(ppl, best.get(rate, ppl))
         rates = sorted(best)
-        right.plot(rates, [best[x] for x in rates], **plots.look(i, 2), label=label)
+        middle.plot(rates, [best[x] for x in rates], **plots.look(i, 2), label=label)
     left.set(xlabel="epochs", ylabel="validation perplexity", ylim=(60, 90))
     left.set_title("PTB, 24 M parameters, one H100 (n = 1)", fontsize=10)
-    right.set(xlabel="learning rate", xscale="log", ylabel="validation perplexity")
-    right.set_xticks(rates, [f"{x:g}" for x in rates], minor=False)
-    right.minorticks_off()
-    right.set_title("PTB, 3 M, 6 epochs, best dropout (n = 1)", fontsize=10)
-    for axes in (left, right):
+    middle.set(xlabel="learning rate", xscale="log", ylabel="validation perplexity")
+    middle.set_xticks(rates, [f"{x:g}" for x in rates], minor=False)
+    middle.minorticks_off()
+    middle.set_title("PTB, 3 M, 6 epochs, best dropout (n = 1)", fontsize=10)
+    found = {
+        int(name.removeprefix("rounds=")): ppls(runs, "test")
+        for name, runs in settings("ptb_3m").items()
+    }
+    right.plot(list(found), [fmean(seeds) for seeds in found.values()], **plots.look(1, 2))
+    for rounds, seeds in found.items():
+        right.plot([rounds] * len(seeds), seeds, "x", color="0.3", markersize=5)
+    right.set(xlabel="rounds", ylabel="test perplexity")
+    right.set_title("PTB, 3 M, 6 epochs: seeds (x) and their mean", fontsize=10)
+    for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-        axes.legend()
+    left.legend()
+    middle.legend()
     plots.save(figure, file)
 
 
@@ -281,6 +323,6 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    readme = FOLDER / "README.md"
-    readme.write_text(page(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme in (FOLDER / "README.md", FOLDER.parent / "README.md"):
+        readme.write_text(page(readme.read_text(encoding="utf-8")), encoding="utf-8")
     draw(FOLDER / "lstm_and_mogrifier.png")

@@ -16,7 +16,8 @@ PAGE = (ROOT / "results/README.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_are_those_of_the_files() -> None:
-    assert results.page(PAGE) == PAGE, "python scripts/results.py writes it anew"
+    for page in (PAGE, (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert results.page(page) == page, "python scripts/results.py writes it anew"
     assert len(re.findall(r"<!-- table ", PAGE)) == PAGE.count("<!-- end -->") >= 8
 
 
@@ -26,6 +27,8 @@ def test_every_folder_of_a_run_is_on_the_page() -> None:
         name for line in re.findall(r"<!-- table runs (.+?) -->", PAGE) for name in line.split()
     }
     assert asked == folders
+    folders = {path.parent.name for path in (ROOT / "results").glob("*/*,seed=*/")}
+    assert set(re.findall(r"<!-- table seeds (\S+) -->", PAGE)) == folders
 
 
 def test_a_figure_that_changes_changes_the_table(tmp_path: Path) -> None:
