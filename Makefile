@@ -7,8 +7,10 @@ PYTHON ?= python3
 train: .venv/installed
 	.venv/bin/python train.py
 
-test: .venv/installed  # as many processes as cores, of one thread each
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# As many processes as cores, of one thread each; threads that wait give their core away: the kernels' tests
+# have two, and beside another process those that spin made the suite take up to twice as long.
+test: .venv/installed
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/installed
 	.venv/bin/ruff check .
