@@ -41,6 +41,11 @@ def command_of(arguments: list[str]) -> str:
     return f"`python train.py {shlex.join(kept)}`"
 
 
+def commit_of(git: dict[str, Any]) -> str:
+    """With a mark where the checkout differed; files that git does not know are no change."""
+    return git["commit"][:7] + " and changes" * bool(git["diff"])
+
+
 def run_rows(*names: str) -> list[dict[str, str]]:
     """A row per folder of results/, scored by the static evaluator."""
     rows = []
@@ -53,7 +58,7 @@ def run_rows(*names: str) -> list[dict[str, str]]:
             {
                 "run": command_of(facts["command"]),
                 "files": f"{name}/",
-                "commit": git["commit"][:7] + " and changes" * git["dirty"],
+                "commit": commit_of(git),
                 "on": f"{facts['device']}, {facts['cpu']['threads']} thread",
                 "parameters": f"{summary['params']:,}",
                 "tokens": f"{summary['tokens'] / 1e6:.1f} M",
@@ -192,9 +197,7 @@ def seed_rows(name: str) -> list[dict[str, str]]:
             "hidden size": str(summaries[0]["hidden_size"]),
             "parameters": f"{summaries[0]['params']:,}",
             "epochs": f"{summaries[0]['epochs']:.0f}",
-            "commit": ", ".join(
-                sorted({g["commit"][:7] + " and changes" * bool(g["diff"]) for g in git})
-            ),
+            "commit": ", ".join(sorted(map(commit_of, git))),
             "minutes": f"{median(s['seconds'] for s in summaries) / 60:.0f}",
             "n": str(len(runs)),
         }
