@@ -197,7 +197,7 @@ def seed_rows(name: str) -> list[dict[str, str]]:
             "hidden size": str(summaries[0]["hidden_size"]),
             "parameters": f"{summaries[0]['params']:,}",
             "epochs": f"{summaries[0]['epochs']:.0f}",
-            "commit": ", ".join(sorted(map(commit_of, git))),
+            "commit": ", ".join(sorted(set(map(commit_of, git)))),
             "minutes": f"{median(s['seconds'] for s in summaries) / 60:.0f}",
             "n": str(len(runs)),
         }
@@ -301,19 +301,20 @@ def draw(file: Path) -> None:
     middle.set_xticks(rates, [f"{x:g}" for x in rates], minor=False)
     middle.minorticks_off()
     middle.set_title("PTB, 3 M, 6 epochs, best dropout (n = 1)", fontsize=10)
-    found = {
-        int(name.removeprefix("rounds=")): ppls(runs, "test")
-        for name, runs in settings("ptb_3m").items()
-    }
-    right.plot(list(found), [fmean(seeds) for seeds in found.values()], **plots.look(1, 2))
-    for rounds, seeds in found.items():
-        right.plot([rounds] * len(seeds), seeds, "x", color="0.3", markersize=5)
+    for i, (name, label) in enumerate((("ptb_3m_rank", "rank 40"), ("ptb_3m", "full rank"))):
+        found = {
+            int(setting.removeprefix("rounds=")): ppls(runs, "test")
+            for setting, runs in settings(name).items()
+        }
+        means = [fmean(seeds) for seeds in found.values()]
+        right.plot(list(found), means, **plots.look(i + 1, 3), label=label)
+        for rounds, seeds in found.items():
+            right.plot([rounds] * len(seeds), seeds, "x", color="0.3", markersize=5)
     right.set(xlabel="rounds", ylabel="test perplexity")
     right.set_title("PTB, 3 M, 6 epochs: seeds (x) and their mean", fontsize=10)
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-    left.legend()
-    middle.legend()
+        axes.legend()
     plots.save(figure, file)
 
 
