@@ -166,6 +166,7 @@ HYDRA: dict[str, str] = {
     "regularization.l2=null": "regularization.l2 must have a value",
     "evaluators.rounds=7": "not a subclass of Rounds",
     "data.expected.types=4": "data.expected.types is a key of what is not there",
+    "evaluators=[cache] evaluators.cache.theta=1 evaluators.dynamic.lr=1": "error: evaluators.dyn",
     "optimizer.beta2={a:1}": "optimizer.beta2: Value",
     "hydra=5": "must be a string or a list",
 }
@@ -178,7 +179,7 @@ def test_the_wrong_kind_of_value_is_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        main("train.py", ["tracker=none", override])
+        main("train.py", ["tracker=none", *override.split()])
     error = capsys.readouterr().err
     assert HYDRA[override] in error and "Traceback" not in error
     assert error.startswith("error: ") and error.count("\n") == 1

@@ -69,8 +69,12 @@ def _explain(error: BaseException) -> str:
     if null or "Incompatible value 'None'" in text:
         return f"{null[1] if null else path and path[1]} must have a value, it cannot be null"
     if "Unexpected type for root" in text:  # OmegaConf's, for a key of what is null
+        given = " ".join(a for a in sys.argv[1:] if a.startswith("evaluators=["))
+        there = tuple(f"evaluators.{name}." for name in re.findall(r"\w+", given))
         keys = [
-            a.partition("=")[0] for a in sys.argv[1:] if a.startswith(("evaluators.", "data.e"))
+            a.partition("=")[0]
+            for a in sys.argv[1:]
+            if a.startswith(("evaluators.", "data.e")) and not a.startswith(there)
         ]
         return (
             f"{' or '.join(keys)} is a key of what is not there: an evaluator has to be named "
