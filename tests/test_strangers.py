@@ -166,7 +166,7 @@ HYDRA: dict[str, str] = {
     "regularization.l2=null": "regularization.l2 must have a value",
     "evaluators.rounds=7": "not a subclass of Rounds",
     "data.expected.types=4": "data.expected.types is a key of what is not there",
-    "evaluators=[cache] evaluators.cache.theta=1 evaluators.dynamic.lr=1": "error: evaluators.dyn",
+    "evaluators=[cache] evaluators.cache.tune_tokens=9 evaluators.rounds.x=1": "r: evaluators.r",
     "optimizer.beta2={a:1}": "optimizer.beta2: Value",
     "hydra=5": "must be a string or a list",
 }
